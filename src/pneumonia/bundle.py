@@ -1,0 +1,194 @@
+"""The model bundle: one folder that describes itself; read, write, verify."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pneumonia import contract
+from pneumonia.core.preprocess import Preprocessing
+from pneumonia.errors import BundleError, BundleNotFound
+from pneumonia.files import replace_directory, sha256_file, write_json
+
+_FORBIDDEN_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
+"""Formats that run code when they are opened; a bundle never holds one."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What bundle.json says.
+
+    temperature: divides the logits, > 0. threshold: P(PNEUMONIA) from which the answer is PNEUMONIA, 0..1, chosen for
+    `recall_target` on validation. metrics: by split, as the evaluation wrote them. data: digest, source, synthetic,
+    patients, split. config: the resolved configuration of the training run. versions: of the libraries it ran with.
+    files: SHA-256 by file name.
+    """
+
+    name: str
+    temperature: float
+    threshold: float
+    recall_target: float
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    labels: tuple[str, ...] = contract.LABELS
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = contract.BUNDLE_SCHEMA_VERSION
+
+    @property
+    def synthetic(self) -> bool:
+        """True for a model trained on drawn images, which must never meet a patient."""
+        return bool(self.data.get("synthetic", False))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form, keys in a fixed order."""
+        return {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "labels": list(self.labels),
+            "preprocessing": self.preprocessing.to_json(),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "recall_target": self.recall_target,
+            "metrics": dict(self.metrics),
+            "data": dict(self.data),
+            "config": dict(self.config),
+            "versions": dict(self.versions),
+            "files": dict(sorted(self.files.items())),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: Path) -> Manifest:
+        """Inverse of `to_json`. Raises BundleError, naming `where`, on another schema or a missing key."""
+        if not isinstance(value, dict) or "schema_version" not in value:
+            raise BundleError(f"{where}: not a bundle manifest; give the folder that `pneumoctl train` wrote")
+        if value["schema_version"] != contract.BUNDLE_SCHEMA_VERSION:
+            raise BundleError(
+                f"{where}: schema version {value['schema_version']}, this release reads "
+                f"{contract.BUNDLE_SCHEMA_VERSION}; install the release that wrote the bundle"
+            )
+        try:
+            return cls(
+                name=value["name"],
+                temperature=float(value["temperature"]),
+                threshold=float(value["threshold"]),
+                recall_target=float(value["recall_target"]),
+                preprocessing=Preprocessing.from_json(value["preprocessing"]),
+                labels=tuple(value["labels"]),
+                metrics=value["metrics"],
+                data=value["data"],
+                config=value["config"],
+                versions=value["versions"],
+                files=value["files"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{where}: damaged manifest ({error!r}); restore the bundle from its release") from error
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, its digests verified."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """Hex SHA-256 of bundle.json, which names the digest of every other file."""
+
+    @property
+    def model_id(self) -> str:
+        """Name and the first 12 digits of the digest, such as `pneumonia-local@1f2e3d4c5b6a`."""
+        return f"{self.manifest.name}@{self.digest[:12]}"
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the bundle. Raises BundleError where the manifest does not list it."""
+        if name not in self.manifest.files:
+            have = ", ".join(sorted(self.manifest.files))
+            raise BundleError(f"{self.path}: has no {name} (it has {have}); export it with `pneumoctl export`")
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists the file."""
+        return name in self.manifest.files
+
+
+def default_bundle() -> Path:
+    """$PNEUMONIA_BUNDLE, or ./models."""
+    return Path(os.environ.get(contract.BUNDLE_ENV) or contract.BUNDLE_DIR)
+
+
+def open_bundle(path: Path | None = None, *, verify: bool = True) -> Bundle:
+    """Open the bundle at `path` (default: `default_bundle()`).
+
+    verify: compare the SHA-256 of every file with the manifest; leave it on unless it was done a moment ago.
+    Raises BundleNotFound where there is none, BundleError where it is damaged, incomplete or of another schema.
+    """
+    folder = path if path is not None else default_bundle()
+    manifest_file = folder / contract.BUNDLE_MANIFEST
+    try:
+        raw = manifest_file.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleNotFound(
+            f"no bundle at {folder}: {contract.BUNDLE_MANIFEST} is missing; make one with `make demo` or "
+            f"`pneumoctl pipeline run`, or name another with --bundle or {contract.BUNDLE_ENV}"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{manifest_file}: cannot be read ({error.strerror}); give the bundle's folder") from error
+    try:
+        manifest = Manifest.from_json(json.loads(raw), manifest_file)
+    except ValueError as error:
+        raise BundleError(f"{manifest_file}: not JSON ({error}); restore the bundle from its release") from error
+    if manifest.labels != contract.LABELS:
+        raise BundleError(f"{manifest_file}: labels {list(manifest.labels)}, expected {list(contract.LABELS)}")
+    bundle = Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+    if verify:
+        _verify(bundle)
+    return bundle
+
+
+def _verify(bundle: Bundle) -> None:
+    for name, expected in bundle.manifest.files.items():
+        if "/" in name or name.startswith("."):
+            raise BundleError(f"{bundle.path}: the manifest names {name!r}; only plain file names are allowed")
+        try:
+            actual = sha256_file(bundle.path / name)
+        except OSError as error:
+            raise BundleError(
+                f"{bundle.path / name}: cannot be read ({error.strerror}); restore the bundle from its release"
+            ) from error
+        if actual != expected:
+            raise BundleError(
+                f"{bundle.path / name}: SHA-256 {actual[:12]}..., the manifest says {expected[:12]}...; "
+                "the file changed after the bundle was written, restore the bundle from its release"
+            )
+
+
+def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
+    """Write a bundle at `target` whole or not at all, replacing what was there.
+
+    manifest: its `files` is ignored and computed. files: by name in the bundle, the file to copy; it may lie in an
+    older bundle at `target` itself. Raises BundleError for a file format that could carry code.
+    """
+    for name in files:
+        if name.endswith(_FORBIDDEN_SUFFIXES):
+            raise BundleError(f"{name}: a bundle holds no pickled formats; save weights as safetensors")
+    with replace_directory(target) as building:
+        digests = {}
+        for name, source in files.items():
+            shutil.copyfile(source, building / name)
+            digests[name] = sha256_file(building / name)
+        write_json(building / contract.BUNDLE_MANIFEST, replace(manifest, files=digests).to_json())
+    return open_bundle(target, verify=False)
+
+
+def extend_bundle(bundle: Bundle, target: Path, files: Mapping[str, Path], **changes: Any) -> Bundle:
+    """A copy of `bundle` at `target` (which may be `bundle.path`) with more files and changed manifest fields."""
+    kept = {name: bundle.path / name for name in bundle.manifest.files}
+    return write_bundle(target, replace(bundle.manifest, **changes), {**kept, **files})

@@ -1,0 +1,1 @@
+"""Typed configuration, composed by Hydra at the edge."""

@@ -1,0 +1,227 @@
+"""The configuration as frozen, checked dataclasses; nothing below config/compose.py sees another form.
+
+Defaults here are the defaults of the product; conf/*.yaml only says what differs for a data source or an experiment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from pneumonia import contract
+from pneumonia.errors import ConfigError
+
+SOURCES = ("phantom", "folder")
+SPLIT_STRATEGIES = ("patient", "stratified", "official")
+ARCHITECTURES = ("vit", "vit_conv_stem")
+PATIENTS = ("auto", "unknown")
+SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value}: not one of {', '.join(allowed)}")
+
+
+def _between(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{key}={value}: outside {low:g}..{high:g}")
+
+
+# OmegaConf resolves annotations at run time, and understands Optional[...] on every Python we support.
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are prepared."""
+
+    source: Optional[str] = None  # noqa: UP045
+    """One of SOURCES; required by `data fetch`."""
+    root: Optional[str] = None  # noqa: UP045
+    """Folder of the images, for source=folder."""
+    patients: str = "auto"
+    """auto: from labels.csv, `patient_regex` or the data set's own file names. unknown: every image stands alone."""
+    patient_regex: Optional[str] = None  # noqa: UP045
+    """Searched in the file name; its first group is the patient."""
+    fraction: float = 1.0
+    """Share of the patients kept, stratified by class; 0 < fraction <= 1."""
+    seed: int = 42
+    num_images: int = 1200
+    """Images to draw, for source=phantom."""
+    workers: int = 0
+    """Decoding processes; 0 means one per core."""
+    raw_dir: str = "data/raw"
+    prepared_dir: str = "data/prepared"
+
+    def __post_init__(self) -> None:
+        if self.source is not None:
+            _one_of("data.source", self.source, SOURCES)
+        _one_of("data.patients", self.patients, PATIENTS)
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"data.fraction={self.fraction}: outside 0 < fraction <= 1")
+        _between("data.num_images", self.num_images, 40, 1_000_000)
+        _between("data.workers", self.workers, 0, 1024)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How images are divided. `patient` keeps all images of a patient on one side."""
+
+    strategy: str = "patient"
+    train: float = 0.70
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _one_of("split.strategy", self.strategy, SPLIT_STRATEGIES)
+        for name in contract.SPLITS:
+            _between(f"split.{name}", getattr(self, name), 0.01, 0.98)
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ConfigError(f"split.train + split.val + split.test = {total:g}: they have to add up to 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained and, as the mission's configuration has it here, its optimiser's two numbers."""
+
+    name: str = "pneumonia-local"
+    architecture: str = "vit_conv_stem"
+    """vit: 16x16 or larger patches, as in Dosovitskiy et al. 2020. vit_conv_stem: 3x3 convolutions instead of one
+    large patch projection, as in Xiao et al. 2021 (arXiv:2106.14881)."""
+    checkpoint: Optional[str] = None  # noqa: UP045
+    """Hub name, folder in Hugging Face format, or bundle to start from; null trains from scratch."""
+    patch_size: int = 16
+    hidden_size: int = 192
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 3
+    intermediate_size: int = 576
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+
+    def __post_init__(self) -> None:
+        _one_of("model.architecture", self.architecture, ARCHITECTURES)
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"model.hidden_size={self.hidden_size}: not a multiple of "
+                f"model.num_attention_heads={self.num_attention_heads}"
+            )
+        if contract.IMAGE_SIZE % self.patch_size:
+            raise ConfigError(f"model.patch_size={self.patch_size}: does not divide {contract.IMAGE_SIZE}")
+        _between("model.learning_rate", self.learning_rate, 1e-8, 1.0)
+        _between("model.weight_decay", self.weight_decay, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to training images only. Widths are of uniform distributions, 0 switches one off."""
+
+    flip_probability: float = 0.5
+    rotate_degrees: float = 8.0
+    scale: float = 0.12
+    """Zoom between 1 - scale and 1 + scale, and the aspect ratio by half of that."""
+    translate: float = 0.06
+    """Shift of up to this share of a side."""
+    brightness: float = 0.2
+    contrast: float = 0.3
+    gamma: float = 0.3
+    """Exposure: x ** exp(u), u in -gamma..gamma."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise, in units of the full pixel range."""
+    erase_probability: float = 0.0
+    """Chance of one random rectangle of mean grey."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip_probability", "erase_probability"):
+            _between(f"training.augment.{name}", getattr(self, name), 0.0, 1.0)
+        for name in ("scale", "translate", "brightness", "contrast", "gamma", "noise"):
+            _between(f"training.augment.{name}", getattr(self, name), 0.0, 0.9)
+        _between("training.augment.rotate_degrees", self.rotate_degrees, 0.0, 180.0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The training run, in the terms of transformers.TrainingArguments where it has one."""
+
+    num_train_epochs: float = 15.0
+    per_device_train_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    per_device_eval_batch_size: int = 64
+    warmup_ratio: float = 0.1
+    lr_scheduler_type: str = "cosine"
+    label_smoothing_factor: float = 0.0
+    max_grad_norm: float = 1.0
+    max_steps: int = -1
+    """Stops after this many optimiser steps; -1 leaves it to num_train_epochs."""
+    oversample: bool = True
+    """imbalanced-learn's RandomOverSampler on the training indices, after the split."""
+    bf16: bool = False
+    seed: int = 42
+    resume: bool = False
+    """Go on from the newest checkpoint of the same run directory."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("training.lr_scheduler_type", self.lr_scheduler_type, SCHEDULERS)
+        _between("training.num_train_epochs", self.num_train_epochs, 0.001, 10_000)
+        _between("training.per_device_train_batch_size", self.per_device_train_batch_size, 1, 4096)
+        _between("training.gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 4096)
+        _between("training.warmup_ratio", self.warmup_ratio, 0.0, 0.99)
+        _between("training.label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.5)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How figures are made."""
+
+    recall_target: float = 0.95
+    """The threshold is the highest whose lower 95 % bound of validation recall meets this."""
+    bootstrap_samples: int = 2000
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _between("evaluation.recall_target", self.recall_target, 0.5, 0.999)
+        _between("evaluation.bootstrap_samples", self.bootstrap_samples, 100, 100_000)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Least figures on test for a model to be exported and published."""
+
+    accuracy: float = 0.90
+    precision: float = 0.88
+    recall: float = 0.92
+    f1: float = 0.90
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "precision", "recall", "f1"):
+            _between(f"gate.{name}", getattr(self, name), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow. uri: `local` is an SQLite file under the output directory's parent, null switches tracking off."""
+
+    uri: Optional[str] = "local"  # noqa: UP045
+    experiment: str = "pneumonia"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    output_dir: str = "runs"
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain dictionaries."""
+        from dataclasses import asdict
+
+        return asdict(self)

@@ -1,0 +1,84 @@
+"""The names, shapes and dtypes that every part agrees on; nothing else in the project spells them again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+LABELS: Final = ("NORMAL", "PNEUMONIA")
+"""Class names by index: NORMAL = 0, PNEUMONIA = 1."""
+NORMAL: Final = 0
+PNEUMONIA: Final = 1
+
+# Preprocessing defaults. A bundle records its own values and every reader takes them from there.
+IMAGE_SIZE: Final = 224
+RESAMPLE: Final = "bilinear"
+PIXEL_MEAN: Final = (0.485, 0.456, 0.406)
+PIXEL_STD: Final = (0.229, 0.224, 0.225)
+
+# The tensor model: pixel_values FP32 [-1,3,224,224] -> logits FP32 [-1,2].
+TENSOR_MODEL: Final = "pneumonia_vit"
+TENSOR_INPUT: Final = "pixel_values"
+TENSOR_INPUT_DIMS: Final = (3, IMAGE_SIZE, IMAGE_SIZE)
+TENSOR_OUTPUT: Final = "logits"
+TENSOR_OUTPUT_DIMS: Final = (len(LABELS),)
+
+# The served ensemble, public as /v2/models/pneumonia_detection, and the two steps around the tensor model.
+ENSEMBLE: Final = "pneumonia_detection"
+PREPROCESS_MODEL: Final = "pneumonia_preprocess"
+POSTPROCESS_MODEL: Final = "pneumonia_postprocess"
+ENSEMBLE_INPUT: Final = "image"
+OUTPUT_PREDICTION: Final = "prediction"
+OUTPUT_CONFIDENCE: Final = "confidence"
+OUTPUT_PROBABILITY: Final = "probability"
+OUTPUT_THRESHOLD: Final = "threshold"
+OUTPUT_MODEL_ID: Final = "model_id"
+ENSEMBLE_OUTPUTS: Final = {
+    OUTPUT_PREDICTION: "BYTES",
+    OUTPUT_CONFIDENCE: "FP32",
+    OUTPUT_PROBABILITY: "FP32",
+    OUTPUT_THRESHOLD: "FP32",
+    OUTPUT_MODEL_ID: "BYTES",
+}
+"""Ensemble outputs and their KServe v2 datatypes, each of shape [-1, 1]."""
+MODEL_VERSION: Final = "1"
+MAX_BATCH_SIZE: Final = 32
+
+# ONNX: pinned below what the newest exporter offers, because the serving release may carry an older runtime.
+ONNX_OPSET: Final = 18
+ONNX_IR_VERSION: Final = 10
+
+# Ports of a Triton server.
+HTTP_PORT: Final = 8000
+GRPC_PORT: Final = 8001
+METRICS_PORT: Final = 8002
+
+# Files of a bundle.
+BUNDLE_DIR: Final = "models"
+BUNDLE_ENV: Final = "PNEUMONIA_BUNDLE"
+BUNDLE_SCHEMA_VERSION: Final = 1
+BUNDLE_MANIFEST: Final = "bundle.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+MODEL_CONFIG_FILE: Final = "config.json"
+ONNX_FILE: Final = "model.onnx"
+ENGINE_FILE: Final = "model.engine"
+PROBE_FILE: Final = "probe.json"
+PROBE_IMAGES: Final = 64
+
+# Files of a prepared data set.
+INDEX_FILE: Final = "index.csv"
+PIXELS_FILE: Final = "pixels.npy"
+DATA_MANIFEST: Final = "prepared.json"
+SPLITS: Final = ("train", "val", "test")
+
+# Files of an evaluation.
+METRICS_FILE: Final = "metrics.json"
+PREDICTIONS_FILE: Final = "predictions.csv"
+REPORT_FILE: Final = "report.html"
+
+# A release: <root>/releases/<bundle sha-256>/<model>/1/, its manifest written last.
+RELEASES_DIR: Final = "releases"
+RELEASE_MANIFEST: Final = "release.json"
+
+INFER_MODES: Final = ("onnx", "pytorch", "triton", "tensorrt")
+DEVICES: Final = ("auto", "cpu", "cuda")
+PROTOCOLS: Final = ("http", "grpc")

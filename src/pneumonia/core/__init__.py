@@ -1,0 +1,1 @@
+"""The logic that needs numpy, Pillow and the standard library only."""

@@ -1,0 +1,103 @@
+"""Encoded bytes in, one channel of pixels out."""
+
+from __future__ import annotations
+
+import binascii
+import io
+import struct
+import warnings
+from base64 import b64decode
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pneumonia.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+"""Largest image decoded, width x height. Detector images are below 25 megapixels; a bomb is far above."""
+MIN_SIDE = 16
+"""Smallest side accepted, in pixels: below it there is nothing of a chest to see."""
+FORMATS = ("JPEG", "PNG")
+_HIGH_BIT_MODES = ("I;16", "I;16L", "I;16B", "I")
+
+
+def read_image(path: Path) -> bytes:
+    """Bytes of an image file.
+
+    Raises ImageError, naming the file, where it is missing, a directory or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); give the path of a JPEG or PNG file") from error
+
+
+def unwrap_base64(data: bytes) -> bytes:
+    """The image inside `data`: `data` itself, or what its base64 text (optionally a data: URL) encodes.
+
+    Encoded images start with bytes that are not base64 letters (0xFF, 0x89), so the two cannot be confused.
+    """
+    text = data.lstrip()
+    if text.startswith(b"data:"):
+        text = text.partition(b",")[2]
+    head = text[:64].rstrip()
+    if not head or not all((chr(byte).isalnum() and byte < 128) or byte in b"+/=\r\n" for byte in head):
+        return data
+    try:
+        return b64decode(b"".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return data
+
+
+def decode_image(data: bytes, name: str = "image") -> Image.Image:
+    """Decode JPEG or PNG bytes to a single-channel 8-bit image, `mode == "L"`, upright.
+
+    A radiograph is monochrome: colour is reduced to luminance (ITU-R BT.601, which leaves grey pixels as they are),
+    transparency is laid over black, 16 bits are scaled to 8, and EXIF rotation is applied.
+
+    Raises ImageError, which starts with `name`, for anything else, for damaged data, and for sides outside
+    MIN_SIDE..MAX_PIXELS.
+    """
+    if not data:
+        raise ImageError(f"{name}: empty, 0 bytes; a JPEG or PNG image was expected")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                f"{name}: {width}x{height} pixels; at most {MAX_PIXELS:,} pixels are decoded, scale it down"
+            )
+        if min(width, height) < MIN_SIDE:
+            raise ImageError(
+                f"{name}: {width}x{height} pixels; a radiograph of at least {MIN_SIDE}x{MIN_SIDE} is needed"
+            )
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name}: not an image this reads (starts with {data[:8]!r}); JPEG or PNG was expected"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: more pixels than are safe to decode; scale it down") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError, OverflowError, struct.error) as error:
+        raise ImageError(f"{name}: damaged image data ({error}); send the complete file") from error
+    return _to_gray(upright)
+
+
+def _to_gray(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to "L"."""
+    if image.mode == "L":
+        return image
+    if image.mode in _HIGH_BIT_MODES:
+        samples = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(samples, 0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, rgba).convert("L")
+    return image.convert("L")

@@ -1,0 +1,102 @@
+"""The error tree, and the exit code of each branch.
+
+    PneumoniaError               1  anything that has no better place
+    ├── UsageError               2  the command line or the configuration is wrong
+    │   └── ConfigError             an unknown key, a wrong type, a value out of range
+    ├── BadInput                 3  what the user brought cannot be used
+    │   ├── ImageError              not an image, damaged, or too large to decode safely
+    │   ├── DataError               a data folder, an index or a label that does not fit
+    │   └── BundleError             a bundle that is damaged, half written or of another schema
+    ├── MissingPrerequisite      4  something has to be installed, built or started first
+    │   ├── BundleNotFound          no bundle where one was expected
+    │   ├── DependencyMissing       an optional package is not installed
+    │   ├── DeviceUnavailable       the GPU that was asked for is not here
+    │   ├── PortTaken               another process listens on the port
+    │   └── ServerUnavailable       no answer, or no longer an answer, from the server
+    └── Refused                  5  a check said no
+        ├── GateRefused             the model is not good enough to promote
+        └── ParityRefused           two forms of one model do not agree
+
+Every message says what was received, what was expected and what to do next.
+The command line prints the message alone, without a traceback, and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class PneumoniaError(Exception):
+    """Base of every error this library raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(PneumoniaError):
+    """The command line or the configuration is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An unknown key, a wrong type or a value out of range."""
+
+
+class BadInput(PneumoniaError):
+    """What the user brought cannot be used."""
+
+    exit_code = 3
+
+
+class ImageError(BadInput):
+    """Not an image, damaged, or too large to decode safely."""
+
+
+class DataError(BadInput):
+    """A data folder, an index or a label that does not fit."""
+
+
+class BundleError(BadInput):
+    """A bundle that is damaged, half written or of another schema."""
+
+
+class MissingPrerequisite(PneumoniaError):
+    """Something has to be installed, built or started first; the message names the command."""
+
+    exit_code = 4
+
+
+class BundleNotFound(MissingPrerequisite):
+    """No bundle where one was expected."""
+
+
+class DependencyMissing(MissingPrerequisite):
+    """An optional package is not installed."""
+
+
+class DeviceUnavailable(MissingPrerequisite):
+    """The GPU that was asked for is not here."""
+
+
+class PortTaken(MissingPrerequisite):
+    """Another process listens on the port."""
+
+
+class ServerUnavailable(MissingPrerequisite):
+    """No answer, or no longer an answer, from the server."""
+
+
+class Refused(PneumoniaError):
+    """A check said no."""
+
+    exit_code = 5
+
+
+class GateRefused(Refused):
+    """The model is not good enough to promote. `reasons` lists every failed check."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        self.reasons = list(reasons)
+        super().__init__("the gate refused this model: " + "; ".join(self.reasons))
+
+
+class ParityRefused(Refused):
+    """Two forms of one model do not agree on the same images."""

@@ -1,0 +1,1 @@
+"""From weights to figures, and to a yes or no."""

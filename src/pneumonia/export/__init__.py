@@ -1,0 +1,1 @@
+"""Other forms of a trained model, and the proof that they agree."""

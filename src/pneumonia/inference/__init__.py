@@ -1,0 +1,1 @@
+"""Ways to ask a bundle or a server for a prediction."""
