@@ -1,0 +1,125 @@
+"""Figures of a binary classifier, each with an interval from a bootstrap over patients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+METRIC_NAMES = ("accuracy", "precision", "recall", "specificity", "f1", "auroc", "ece")
+ECE_BINS = 10
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with the ends of its 95 % interval; NaN-free: an undefined figure is None."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain JSON form."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def patient_weights(patients: npt.NDArray[np.str_], samples: int, seed: int) -> Floats:
+    """How often each image counts in each bootstrap sample, (samples, N).
+
+    Patients are drawn with replacement and bring all their images along, because images of one patient are not
+    independent (Efron and Tibshirani 1993, chapter 8). patients: patient key by image, (N,).
+    """
+    names, member = np.unique(patients, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
+    return drawn[:, member].astype(np.float64)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+
+
+def _auroc(labels: Ints, probability: Floats, weights: Floats) -> Floats:
+    """Weighted area under the ROC curve per row of weights; ties count half (Mann-Whitney)."""
+    order = np.argsort(probability, kind="stable")
+    _, tie = np.unique(probability[order], return_inverse=True)
+    starts = np.flatnonzero(np.r_[True, np.diff(tie) > 0])
+    positive = np.add.reduceat(weights[:, order] * labels[order], starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * (1 - labels[order]), starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    wins = (positive * (below + negative / 2)).sum(axis=1)
+    return _ratio(wins, positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def _ece(labels: Ints, probability: Floats, weights: Floats) -> Floats:
+    """Expected calibration error of P(PNEUMONIA) over ten equal bins (Naeini et al. 2015), per row of weights."""
+    bins = np.minimum((probability * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    gap = np.zeros(len(weights))
+    for index in range(ECE_BINS):
+        inside = bins == index
+        gap += np.abs((weights[:, inside] * (labels[inside] - probability[inside])).sum(axis=1))
+    return _ratio(gap, weights.sum(axis=1))
+
+
+def weighted_metrics(labels: Ints, probability: Floats, threshold: float, weights: Floats) -> dict[str, Floats]:
+    """Every figure of METRIC_NAMES for each row of weights.
+
+    labels (N,) 0 or 1; probability (N,) of class 1; weights (R, N). Values are (R,) in 0..1, NaN where undefined
+    (precision without a positive answer, recall without a positive image).
+    """
+    predicted, actual = probability >= threshold, labels == 1
+
+    def count(mask: npt.NDArray[np.bool_]) -> Floats:
+        return np.asarray(weights[:, mask].sum(axis=1), np.float64)
+
+    tp, fp = count(predicted & actual), count(predicted & ~actual)
+    fn, tn = count(~predicted & actual), count(~predicted & ~actual)
+    return {
+        "accuracy": _ratio(tp + tn, tp + tn + fp + fn),
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+        "specificity": _ratio(tn, tn + fp),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "auroc": _auroc(labels, probability, weights),
+        "ece": _ece(labels, probability, weights),
+    }
+
+
+def point_metrics(labels: Ints, probability: Floats, threshold: float) -> dict[str, float]:
+    """The figures of METRIC_NAMES on the images as they are; NaN where undefined."""
+    one = np.ones((1, len(labels)))
+    return {name: float(value[0]) for name, value in weighted_metrics(labels, probability, threshold, one).items()}
+
+
+def metrics_with_intervals(
+    labels: Ints,
+    probability: Floats,
+    threshold: float,
+    patients: npt.NDArray[np.str_],
+    samples: int = 2000,
+    seed: int = 42,
+) -> dict[str, Interval]:
+    """The figures with patient-bootstrap 95 % percentile intervals."""
+    points = point_metrics(labels, probability, threshold)
+    resampled = weighted_metrics(labels, probability, threshold, patient_weights(patients, samples, seed))
+
+    def known(value: float) -> float | None:
+        return None if np.isnan(value) else round(float(value), 6)
+
+    intervals = {}
+    for name, value in points.items():
+        defined = resampled[name][~np.isnan(resampled[name])]
+        low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
+        intervals[name] = Interval(known(value), known(low), known(high))
+    return intervals
+
+
+def confusion(labels: Ints, probability: Floats, threshold: float) -> list[list[int]]:
+    """[[TN, FP], [FN, TP]]: rows are the truth, columns the answer, in the order of contract.LABELS."""
+    predicted = (probability >= threshold).astype(np.int64)
+    return [[int(((labels == truth) & (predicted == answer)).sum()) for answer in (0, 1)] for truth in (0, 1)]
