@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +66,7 @@ class ConvStemViTForImageClassification(ViTPreTrainedModel):  # type: ignore[mis
         self.post_init()
 
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Any
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None
     ) -> ImageClassifierOutput:
         """pixel_values float32 (B, 3, 224, 224), labels int64 (B,) -> logits float32 (B, 2), and a loss with labels."""
         hidden = self.vit(pixel_values=pixel_values).last_hidden_state  # (B, 1 + patches, D)

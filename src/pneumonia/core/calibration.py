@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,7 +14,7 @@ from pneumonia.errors import GateRefused
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 
-def fit_temperature(logits: npt.NDArray[np.floating], labels: Ints) -> float:
+def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Ints) -> float:
     """The temperature T > 0 that minimises the negative log-likelihood of softmax(logits / T).
 
     logits (N, 2), labels (N,). Guo et al. 2017, arXiv:1706.04599. The loss is convex in 1 / T; a golden-section

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,7 +28,7 @@ class Prediction:
     model_id: str
 
 
-def pneumonia_probability(logits: npt.NDArray[np.floating], temperature: float) -> npt.NDArray[np.float64]:
+def pneumonia_probability(logits: npt.NDArray[np.floating[Any]], temperature: float) -> npt.NDArray[np.float64]:
     """Logits (B, 2) -> calibrated P(PNEUMONIA) (B,), the softmax of logits / temperature, in float64."""
     margin = (logits[:, contract.NORMAL].astype(np.float64) - logits[:, contract.PNEUMONIA]) / temperature
     # Softmax of two classes is a logistic of the margin; the clip keeps exp finite and changes nothing visible.
@@ -39,7 +41,7 @@ def decide(probability: npt.NDArray[np.float64], threshold: float) -> npt.NDArra
 
 
 def predictions(
-    logits: npt.NDArray[np.floating], temperature: float, threshold: float, model_id: str
+    logits: npt.NDArray[np.floating[Any]], temperature: float, threshold: float, model_id: str
 ) -> list[Prediction]:
     """Logits (B, 2) -> one Prediction an image, in order."""
     probability = pneumonia_probability(logits, temperature)

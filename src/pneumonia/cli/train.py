@@ -1,0 +1,107 @@
+"""`pneumoctl train`, `evaluate`, `gate` and `export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from pneumonia.config.schema import Config
+
+_OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Configuration, such as training.num_train_epochs=5.")
+_PREPARED = typer.Option(None, help="Prepared data set; default: data.prepared_dir of the configuration.")
+_BUNDLE = typer.Option(..., help="Bundle that `pneumoctl train` wrote.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("train")(train)
+    app.command("evaluate")(evaluate)
+    app.command("gate")(gate)
+    app.command("export")(export)
+
+
+def _prepared(config: Config, given: Path | None) -> Path:
+    """The prepared data set, made first where a source is configured."""
+    from pneumonia.data.prepare import prepare
+    from pneumonia.data.sources import fetch
+
+    if given is not None:
+        return given
+    if config.data.source is not None:
+        fetched = fetch(config.data, Path(config.data.raw_dir))
+        return prepare(config, fetched, Path(config.data.prepared_dir)).path
+    return Path(config.data.prepared_dir)
+
+
+def train(
+    overrides: list[str] | None = _OVERRIDES,
+    prepared: Path | None = _PREPARED,
+    multirun: bool = typer.Option(False, "--multirun", "-m", help="Train once for every combination of a,b values."),
+) -> None:
+    """Train a model and write its bundle, with temperature and threshold chosen on validation.
+
+    The bundle goes to OUTPUT_DIR/<name>/bundle; test images are not looked at. Prints one JSON line a run.
+    """
+    from pneumonia.config.compose import compose, sweep
+
+    runs = sweep(overrides or []) if multirun else [list(overrides or [])]
+    # Compose all before training any: a typo in the last run shows now, not in hours.
+    configs = [compose(run) for run in runs]
+    for number, (run, config) in enumerate(zip(runs, configs, strict=True)):
+        if multirun:
+            print(f"run {number + 1} of {len(runs)}: {' '.join(run)}", file=sys.stderr)
+        from pneumonia.training.train import train as train_bundle
+
+        name = f"{config.model.name}-{number}" if multirun else config.model.name
+        bundle = train_bundle(config, _prepared(config, prepared), Path(config.output_dir) / name / "bundle")
+        validation = {key: item["value"] for key, item in bundle.manifest.metrics["val"].items()}
+        print(json.dumps({"bundle": str(bundle.path), "overrides": run, "validation": validation}), flush=True)
+
+
+def evaluate(
+    overrides: list[str] | None = _OVERRIDES,
+    bundle: Path = _BUNDLE,
+    prepared: Path | None = _PREPARED,
+    output: Path = typer.Option(Path("runs/evaluation"), help="Folder for metrics.json, predictions.csv, report.html."),
+) -> None:
+    """Score the test split and write metrics and report. Do it once for a finished model."""
+    from pneumonia.config.compose import compose
+    from pneumonia.evaluation.evaluate import evaluate as run_evaluation
+
+    config = compose(overrides or [])
+    metrics = run_evaluation(config, bundle, _prepared(config, prepared), output)
+    print(json.dumps({"output": str(output), "test": {key: item["value"] for key, item in metrics["test"].items()}}))
+
+
+def gate(
+    overrides: list[str] | None = _OVERRIDES,
+    evaluation: Path = typer.Option(Path("runs/evaluation"), help="Folder that `pneumoctl evaluate` wrote."),
+) -> None:
+    """Exit 5, with every reason, where the test figures are below those of the configuration."""
+    from pneumonia.config.compose import compose
+    from pneumonia.evaluation.evaluate import gate as run_gate
+
+    print(json.dumps(run_gate(compose(overrides or []), evaluation)))
+
+
+def export(
+    overrides: list[str] | None = _OVERRIDES,
+    bundle: Path = _BUNDLE,
+    evaluation: Path = typer.Option(Path("runs/evaluation"), help="Folder that `pneumoctl evaluate` wrote."),
+    prepared: Path | None = _PREPARED,
+    output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
+) -> None:
+    """Check the gate, export ONNX, prove parity and write the final bundle."""
+    from pneumonia.config.compose import compose
+    from pneumonia.evaluation.evaluate import gate as run_gate
+    from pneumonia.export.to_onnx import export_onnx
+
+    config = compose(overrides or [])
+    run_gate(config, evaluation)
+    final = export_onnx(config, bundle, evaluation, _prepared(config, prepared), output)
+    print(json.dumps({"bundle": str(final.path), "model_id": final.model_id}))

@@ -1,0 +1,93 @@
+"""One self-contained HTML page about an evaluation: figures, plots, and what the model must not be used for."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumonia import contract
+from pneumonia.core.metrics import ECE_BINS
+from pneumonia.files import write_text
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ m.model }}: evaluation</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .3rem .8rem; border-bottom: 1px solid #ccc; text-align: right }
+td:first-child, th:first-child { text-align: left } .notice { background: #fff3cd; padding: .6rem 1rem }
+img { max-width: 100% }
+</style></head><body>
+{% if m.synthetic %}<p class="notice"><strong>Synthetic data: every image of this evaluation was drawn by a program. The
+figures say nothing about real X-rays.</strong></p>{% endif %}
+<h1>{{ m.model }}</h1>
+{% if m.patients != "named" %}<p class="notice"><strong>Patients are unknown:</strong> images of one patient may lie on
+both sides of the split, so these figures can be too good.</p>{% endif %}
+<p class="notice">Not a medical device. Trained on X-rays of children from one hospital; not tested elsewhere.</p>
+<p>{{ m.images }} test images of {{ m.patients_count }} patients
+({{ m.images_by_label.NORMAL }} NORMAL, {{ m.images_by_label.PNEUMONIA }} PNEUMONIA), split: {{ m.split.strategy }}.
+The threshold {{ "%.4f" | format(m.threshold) }} was chosen on validation for a recall of {{ m.recall_target }}, the
+temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstrapped over patients.</p>
+<table><tr><th>test</th><th>at the served threshold</th><th>95 % interval</th><th>at 0.5</th></tr>
+{% for name, item in m.test.items() %}<tr><td>{{ name }}</td><td>{{ show(item.value) }}</td>
+<td>{{ show(item.low) }} to {{ show(item.high) }}</td><td>{{ show(m.test_at_half[name].value) }}</td></tr>
+{% endfor %}</table>
+<table><tr><th></th><th>answered NORMAL</th><th>answered PNEUMONIA</th></tr>
+{% for row in m.confusion %}<tr><td>is {{ labels[loop.index0] }}</td><td>{{ row[0] }}</td><td>{{ row[1] }}</td></tr>
+{% endfor %}</table>
+{% if m.subgroups %}<table><tr><th>subgroup (from file names)</th><th>images</th><th>answered rightly</th></tr>
+{% for name, item in m.subgroups.items() %}<tr><td>{{ name }}</td><td>{{ item.images }}</td>
+<td>{{ show(item.accuracy) }}</td></tr>
+{% endfor %}</table>{% endif %}
+<img alt="ROC, precision-recall and calibration curves" src="data:image/png;base64,{{ plots }}">
+<p>Data digest {{ m.data_digest }}.</p>
+</body></html>
+"""
+
+
+def write_report(path: Path, metrics: dict[str, Any], labels: Any, probability: Any) -> None:
+    """Write the page for `metrics`; labels int64 (N,) and probability float64 (N,) of test images make the plots."""
+    from jinja2 import Environment
+
+    def show(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.4f}"
+
+    page = Environment(autoescape=True).from_string(_PAGE)
+    plots = base64.b64encode(_plots(labels, probability, metrics["threshold"])).decode()
+    write_text(path, page.render(m=metrics, labels=contract.LABELS, plots=plots, show=show))
+
+
+def _plots(labels: Any, probability: Any, threshold: float) -> bytes:
+    """ROC, precision-recall and calibration side by side, as PNG bytes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    roc, precision_recall, reliability = figure.subplots(1, 3)
+    order = np.argsort(-probability, kind="stable")
+    tp, fp = np.cumsum(labels[order]), np.cumsum(1 - labels[order])
+    recall, false_alarms = tp / max(tp[-1], 1), fp / max(fp[-1], 1)
+    chosen = int((probability >= threshold).sum()) - 1
+    roc.plot(np.r_[0, false_alarms], np.r_[0, recall])
+    roc.set(xlabel="1 - specificity", ylabel="recall", title="ROC")
+    precision_recall.plot(recall, tp / np.arange(1, len(tp) + 1))
+    precision_recall.set(xlabel="recall", ylabel="precision", title="Precision and recall", ylim=(0, 1.02))
+    if chosen >= 0:
+        roc.plot(false_alarms[chosen], recall[chosen], "o", label="served threshold")
+        precision_recall.plot(recall[chosen], tp[chosen] / (chosen + 1), "o", label="served threshold")
+        roc.legend(loc="lower right")
+    bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
+    filled = [index for index in range(ECE_BINS) if (bins == index).any()]
+    reliability.plot([0, 1], [0, 1], linestyle=":", color="gray")
+    reliability.plot(
+        [probability[bins == index].mean() for index in filled],
+        [labels[bins == index].mean() for index in filled],
+        "o-",
+    )
+    reliability.set(xlabel="mean P(PNEUMONIA)", ylabel="share that has pneumonia", title="Calibration")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()

@@ -1,0 +1,129 @@
+"""The final bundle: ONNX graph, proof of parity, test figures and a probe of known answers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle, extend_bundle, open_bundle
+from pneumonia.config.schema import Config
+from pneumonia.core.preprocess import Preprocessing, normalize
+from pneumonia.data.prepare import PreparedData, load_prepared
+from pneumonia.errors import DataError, ParityRefused
+from pneumonia.evaluation.evaluate import read_metrics
+from pneumonia.export.parity import compare, require
+from pneumonia.files import write_json
+
+PARITY_IMAGES = 200
+
+
+def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, out: Path) -> Bundle:
+    """Write the bundle at `out`: that at `bundle` with model.onnx, probe.json and the test metrics of `evaluation`.
+
+    The graph takes pixel_values float32 (B, 3, 224, 224) and gives logits float32 (B, 2), B from 1 up. Raises
+    ParityRefused, writing nothing, where ONNX Runtime and PyTorch disagree on test images, and DataError where the
+    evaluation belongs to other data.
+    """
+    opened, data, metrics = open_bundle(bundle), load_prepared(prepared), read_metrics(evaluation)
+    if not opened.manifest.data["digest"] == data.manifest["digest"] == metrics["data_digest"]:
+        raise DataError(f"{bundle}, {prepared} and {evaluation} are not of one data digest; use those of one run")
+    from pneumonia.architecture import load_model
+    from pneumonia.training.dataset import predict_logits
+
+    model = load_model(bundle)
+    rows = data.indices("test")[:PARITY_IMAGES]
+    expected = predict_logits(model, data, rows)
+    with tempfile.TemporaryDirectory(prefix="onnx.") as temporary:
+        folder = Path(temporary)
+        graph = folder / contract.ONNX_FILE
+        write_graph(model, graph)
+        manifest = opened.manifest
+        parity = compare(expected, _onnx_logits(graph, data, rows), manifest.temperature, manifest.threshold)
+        require(parity, "ONNX")
+        print(f"export: ONNX agrees with PyTorch on {parity.images} images, largest |Δp| {parity.max_gap:.1e}",
+              file=sys.stderr)  # fmt: skip
+        write_json(folder / contract.PROBE_FILE, _probe(data, rows, expected))
+        # The evaluation repeats what the manifest says elsewhere; the bundle keeps the figures only.
+        figures = {key: metrics[key] for key in ("test", "test_at_half", "confusion", "subgroups", "images")}
+        return extend_bundle(
+            opened,
+            out,
+            {name: folder / name for name in (contract.ONNX_FILE, contract.PROBE_FILE)},
+            metrics={**manifest.metrics, **figures, "parity": {"onnx": parity.to_json()}},
+        )
+
+
+def write_graph(model: Any, path: Path) -> None:
+    """Export `model` to one ONNX file with a dynamic batch, the contract's names, opset and IR version."""
+    import onnx
+    import torch
+
+    class LogitsOnly(torch.nn.Module):
+        """The tensor contract: one input, one output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            return self.model(pixel_values=pixel_values).logits
+
+    example = torch.zeros(2, *contract.TENSOR_INPUT_DIMS)
+    # The exporter reports its stages on stdout, which carries results only, and warns of optional optimisations.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            LogitsOnly().eval(),
+            (example,),
+            dynamo=True,
+            input_names=[contract.TENSOR_INPUT],
+            output_names=[contract.TENSOR_OUTPUT],
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
+            opset_version=contract.ONNX_OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    proto.ir_version = contract.ONNX_IR_VERSION
+    # Exporter metadata names source files of the machine it ran on; nothing reads it.
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        del value.metadata_props[:]
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    if opsets.get("", contract.ONNX_OPSET) != contract.ONNX_OPSET:
+        raise ParityRefused(f"ONNX opset {opsets['']} was exported, {contract.ONNX_OPSET} is what servers are promised")
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
+
+
+def _onnx_logits(graph: Path, data: PreparedData, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    import onnxruntime
+
+    spec = Preprocessing.from_json(data.manifest["preprocessing"])
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    parts = []
+    # An odd batch size, so that a graph with a frozen batch cannot pass.
+    for start in range(0, len(rows), 33):
+        pixel_values = normalize(np.asarray(data.pixels[rows[start : start + 33]]), spec)
+        parts.append(session.run([contract.TENSOR_OUTPUT], {contract.TENSOR_INPUT: pixel_values})[0])
+    return np.concatenate(parts)
+
+
+def _probe(data: PreparedData, rows: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """SHA-256 and logits of some test images, never pixels: what a served model is compared with."""
+    digests = data.index["sha256"]
+    chosen = range(min(contract.PROBE_IMAGES, len(rows)))
+    return {"images": [{"sha256": str(digests[rows[i]]), "logits": [float(x) for x in logits[i]]} for i in chosen]}

@@ -1,0 +1,71 @@
+"""The model that a run starts from: new, from the hub, from a folder or from a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pneumonia import contract
+from pneumonia.config.schema import ModelConfig
+from pneumonia.errors import DataError, MissingPrerequisite
+
+_LABELS = {
+    "num_labels": len(contract.LABELS),
+    "id2label": dict(enumerate(contract.LABELS)),
+    "label2id": {label: index for index, label in enumerate(contract.LABELS)},
+}
+_STEM_WIDTHS = (16, 32, 64, 128, 192)
+"""Channels of the stride-2 convolutions, shortest stem first: patch_size 16 takes four of them, 32 takes five."""
+
+
+def build_model(config: ModelConfig) -> Any:
+    """A transformers model whose forward(pixel_values, labels) gives a loss and logits (B, 2).
+
+    Raises MissingPrerequisite where `checkpoint` is neither here nor on a reachable hub, DataError where it is not
+    an image classifier.
+    """
+    return _from_checkpoint(config.checkpoint) if config.checkpoint else _from_scratch(config)
+
+
+def _from_scratch(config: ModelConfig) -> Any:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from pneumonia.architecture import ConvStemViTConfig, ConvStemViTForImageClassification
+
+    shape = {
+        "image_size": contract.IMAGE_SIZE,
+        "patch_size": config.patch_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        **_LABELS,
+    }
+    if config.architecture == "vit":
+        return ViTForImageClassification(ViTConfig(**shape))
+    halvings = config.patch_size.bit_length() - 1
+    return ConvStemViTForImageClassification(ConvStemViTConfig(**shape, stem_channels=list(_STEM_WIDTHS[:halvings])))
+
+
+def _from_checkpoint(checkpoint: str) -> Any:
+    from transformers import AutoModelForImageClassification
+
+    import pneumonia.architecture  # noqa: F401  registers our architecture with the Auto classes
+
+    try:
+        return AutoModelForImageClassification.from_pretrained(
+            checkpoint,
+            ignore_mismatched_sizes=True,
+            local_files_only=Path(checkpoint).is_dir(),
+            use_safetensors=True,
+            **_LABELS,
+        )
+    except OSError as error:
+        raise MissingPrerequisite(
+            f"model.checkpoint={checkpoint}: neither a folder here nor on a hub that answers; copy the checkpoint to a "
+            "folder and name that, or train from scratch with experiment=local"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"model.checkpoint={checkpoint}: not an image classifier ({error})") from error

@@ -1,0 +1,232 @@
+"""From a prepared data set to a bundle: train, keep the best epoch, choose temperature and threshold on validation."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle, Manifest, write_bundle
+from pneumonia.config.compose import to_yaml
+from pneumonia.config.schema import Config
+from pneumonia.core.calibration import choose_threshold, fit_temperature
+from pneumonia.core.metrics import metrics_with_intervals, point_metrics
+from pneumonia.core.prediction import pneumonia_probability
+from pneumonia.core.preprocess import Preprocessing
+from pneumonia.data.prepare import PreparedData, load_prepared
+from pneumonia.errors import MissingPrerequisite
+from pneumonia.files import replace_directory, write_json, write_text
+from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
+from pneumonia.training.model import build_model
+from pneumonia.training.tracking import Tracker, track
+
+_LIBRARIES = ("pneumonia", "torch", "transformers", "numpy", "pillow", "imbalanced-learn")
+_DATA_KEYS = ("digest", "source", "synthetic", "patients", "split", "counts")
+CHECKPOINTS = "checkpoints"
+PROGRESS_SECONDS = 10.0
+
+
+class PneumoniaTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that augments only what it trains on, and whose checkpoints load back to the weights they hold."""
+
+    data_collator: Any
+
+    def __init__(self, *, eval_collator: Collator, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.eval_collator = eval_collator
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As Trainer's, without augmentation."""
+        training_collator, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training_collator
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Trainer saves under the hub's key names but loads under the model's own, which leaves layers at their random
+        # initialisation after a resume or a best-checkpoint load. Saving under the model's own names mends both.
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        torch.save(self.args, Path(folder) / "training_args.bin")
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """A line on stderr every few seconds, and every epoch's figures to the tracker."""
+
+    def __init__(self, tracker: Tracker, batch: int) -> None:
+        self.tracker = tracker
+        self.batch = batch
+        self.started = self.said = time.monotonic()
+        self.first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = self.said = time.monotonic()
+        self.first_step = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.monotonic()
+        if now - self.said < PROGRESS_SECONDS:
+            return
+        self.said = now
+        pace = (state.global_step - self.first_step) / (now - self.started)
+        left = (state.max_steps - state.global_step) / pace
+        print(
+            f"train: step {state.global_step}/{state.max_steps}, epoch {state.epoch:.1f}, "
+            f"{pace * self.batch:.0f} images/s, {left // 60:.0f} min {left % 60:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        figures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        self.tracker.log(figures, step=state.global_step)
+        if "eval_auroc" in figures:
+            print(
+                f"train: epoch {figures['epoch']:.1f}, validation AUROC {figures['eval_auroc']:.4f}, "
+                f"loss {figures['eval_loss']:.4f}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _arguments(config: Config, folder: Path) -> TrainingArguments:
+    training = config.training
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        optim="adamw_torch",
+        learning_rate=config.model.learning_rate,
+        weight_decay=config.model.weight_decay,
+        warmup_steps=training.warmup_ratio,
+        lr_scheduler_type=training.lr_scheduler_type,
+        label_smoothing_factor=training.label_smoothing_factor,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.bf16,
+        use_cpu=not cuda,
+        seed=training.seed,
+        data_seed=training.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="auroc",
+        greater_is_better=True,
+        # Batch statistics of a last batch with one image would be meaningless.
+        dataloader_drop_last=True,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    probability = pneumonia_probability(np.asarray(prediction.predictions), 1.0)
+    figures = point_metrics(np.asarray(prediction.label_ids, np.int64), probability, 0.5)
+    return {name: value for name, value in figures.items() if not np.isnan(value)}
+
+
+def make_trainer(config: Config, data: PreparedData, folder: Path, tracker: Tracker) -> PneumoniaTrainer:
+    """The Trainer for `config`, its checkpoints under `folder`. Test images are not among what it is given."""
+    training = config.training
+    rows = training_rows(data, training.oversample, training.seed)
+    accumulated = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if len(rows) < training.per_device_train_batch_size:
+        raise MissingPrerequisite(
+            f"{len(rows)} training images for training.per_device_train_batch_size="
+            f"{training.per_device_train_batch_size}: bring more images or lower the batch size"
+        )
+    set_seed(training.seed)
+    trainer = PneumoniaTrainer(
+        model=build_model(config.model),
+        args=_arguments(config, folder),
+        train_dataset=PixelDataset(rows),
+        eval_dataset=PixelDataset(data.indices("val")),
+        data_collator=Collator(data, training.augment, training.seed),
+        eval_collator=Collator(data, None, training.seed),
+        compute_metrics=_validation_metrics,
+        callbacks=[_Progress(tracker, accumulated)],
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def train(config: Config, prepared: Path, out: Path) -> Bundle:
+    """Train on the `train` split of `prepared` and write the bundle `out`.
+
+    The best epoch (validation AUROC), the temperature and the threshold come from the `val` split; `test` is not
+    looked at. Checkpoints and the resolved configuration lie beside `out`. Raises GateRefused where no threshold
+    meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from is missing.
+    """
+    data = load_prepared(prepared)
+    folder = out.parent / CHECKPOINTS
+    write_text(out.parent / "config.yaml", to_yaml(config))
+    tags = {"data_digest": str(data.manifest["digest"]), "synthetic": str(data.manifest["synthetic"])}
+    with track(config, out.parent.name, tags) as tracker:
+        trainer = make_trainer(config, data, folder, tracker)
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        print(f"train: {config.model.name}, {parameters:,} parameters, {len(trainer.train_dataset)} images an epoch "
+              "after oversampling", file=sys.stderr)  # fmt: skip
+        trainer.train(resume_from_checkpoint=_resume_point(folder) if config.training.resume else None)
+        write_json(out.parent / "history.json", trainer.state.log_history)
+        bundle = _write(config, data, trainer.model, out)
+        tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
+                     if item["value"] is not None})  # fmt: skip
+    return bundle
+
+
+def _resume_point(folder: Path) -> str:
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise MissingPrerequisite(
+            f"training.resume=true: no checkpoint under {folder}; start without it, or give the output_dir of the run"
+        )
+    print(f"train: going on from {Path(last).name}", file=sys.stderr)
+    return str(last)
+
+
+def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
+    """Choose temperature and threshold on validation and write the bundle."""
+    rows = data.indices("val")
+    labels, patients = data.labels[rows], data.patients[rows]
+    logits = predict_logits(model, data, rows, title="validation")
+    temperature = fit_temperature(logits, labels)
+    probability = pneumonia_probability(logits, temperature)
+    options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
+    threshold = choose_threshold(labels, probability, patients, config.evaluation.recall_target, **options)
+    figures = metrics_with_intervals(labels, probability, threshold, patients, **options)
+    manifest = Manifest(
+        name=config.model.name,
+        temperature=temperature,
+        threshold=threshold,
+        recall_target=config.evaluation.recall_target,
+        preprocessing=Preprocessing.from_json(data.manifest["preprocessing"]),
+        metrics={"val": {name: interval.to_json() for name, interval in figures.items()}},
+        data={key: data.manifest[key] for key in _DATA_KEYS},
+        config=config.to_json(),
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    )
+    with replace_directory(out.parent / "weights") as folder:
+        model.save_pretrained(folder)
+        files = {name: folder / name for name in (contract.WEIGHTS_FILE, contract.MODEL_CONFIG_FILE)}
+        return write_bundle(out, manifest, files)
