@@ -1,0 +1,90 @@
+"""Figures against scikit-learn, and intervals against what resampling patients has to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from pneumonia.core.metrics import (
+    confusion,
+    metrics_with_intervals,
+    patient_weights,
+    point_metrics,
+    weighted_metrics,
+)
+
+
+@pytest.fixture
+def scored() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.7).astype(np.int64)
+    # Rounded, so that ties occur.
+    return labels, np.clip(0.5 + 0.25 * (labels - 0.5) + rng.normal(0, 0.2, 400), 0, 1).round(2)
+
+
+def test_figures_equal_scikit_learn(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, probability = scored
+    answers = (probability >= 0.43).astype(int)
+    ours = point_metrics(labels, probability, 0.43)
+    expected = {
+        "accuracy": reference.accuracy_score(labels, answers),
+        "precision": reference.precision_score(labels, answers),
+        "recall": reference.recall_score(labels, answers),
+        "specificity": reference.recall_score(labels, answers, pos_label=0),
+        "f1": reference.f1_score(labels, answers),
+        "auroc": reference.roc_auc_score(labels, probability),
+    }
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert confusion(labels, probability, 0.43) == reference.confusion_matrix(labels, answers).tolist()
+
+
+def test_weights_count_like_repeated_images(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, probability = scored
+    times = np.random.default_rng(1).integers(0, 4, len(labels))
+    weighted = weighted_metrics(labels, probability, 0.5, times[None].astype(float))
+    repeated = point_metrics(np.repeat(labels, times), np.repeat(probability, times), 0.5)
+    assert {name: value[0] for name, value in weighted.items()} == pytest.approx(repeated, abs=1e-12)
+
+
+def test_calibrated_probabilities_have_a_small_ece_and_overconfident_ones_a_large_one() -> None:
+    rng = np.random.default_rng(2)
+    probability = rng.random(20_000)
+    labels = (rng.random(20_000) < probability).astype(np.int64)
+    assert point_metrics(labels, probability, 0.5)["ece"] < 0.02
+    assert point_metrics(labels, (probability > 0.5).astype(float), 0.5)["ece"] > 0.2
+
+
+def test_undefined_figures_are_none_not_a_number() -> None:
+    labels = np.zeros(4, np.int64)
+    intervals = metrics_with_intervals(labels, np.full(4, 0.1), 0.5, np.array(list("abcd")), samples=100)
+    assert intervals["precision"].to_json() == {"value": None, "low": None, "high": None}
+    assert intervals["recall"].value is None
+    assert intervals["accuracy"].value == 1.0
+
+
+def test_images_of_a_patient_are_drawn_together() -> None:
+    patients = np.array(["a", "a", "b", "c", "c", "c"])
+    weights = patient_weights(patients, samples=200, seed=3)
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 3] == weights[:, 5]).all()
+    # Three patients are drawn each time.
+    assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()
+
+
+def test_few_patients_with_many_images_give_wider_intervals_than_independent_images() -> None:
+    rng = np.random.default_rng(4)
+    per_patient = rng.random(20) < 0.8
+    labels = np.ones(400, np.int64)
+    probability = np.repeat(per_patient.astype(float), 20)
+    together = metrics_with_intervals(labels, probability, 0.5, np.repeat(np.arange(20).astype(str), 20))["recall"]
+    alone = metrics_with_intervals(labels, probability, 0.5, np.arange(400).astype(str))["recall"]
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_intervals_repeat_for_one_seed(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, probability = scored
+    patients = np.arange(len(labels)).astype(str)
+    first = metrics_with_intervals(labels, probability, 0.5, patients, seed=5)
+    assert first == metrics_with_intervals(labels, probability, 0.5, patients, seed=5)
+    assert first["recall"].low < first["recall"].value < first["recall"].high
