@@ -33,7 +33,7 @@ def _keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
 def _quote(override: str) -> str:
     """Quote a value that Hydra's grammar would stumble over, so that paths and patterns work as typed."""
     name, _, value = override.partition("=")
-    if name in GROUPS or re.fullmatch(r"[\w./:@%+-]*|'.*'|\".*\"|[\[{].*", value):
+    if name in GROUPS or re.fullmatch(r"[a-zA-Z0-9_./:@%+-]*|'.*'|\".*\"|[\[{].*", value):
         return override
     escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", value)
     trailing = len(escaped) - len(escaped.rstrip("\\"))

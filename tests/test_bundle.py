@@ -1,0 +1,103 @@
+"""A bundle is whole or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle, Manifest, extend_bundle, open_bundle, write_bundle
+from pneumonia.errors import BundleError, BundleNotFound
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    source = tmp_path / "weights"
+    source.write_bytes(b"weights " * 1000)
+    manifest = Manifest(name="m", temperature=1.5, threshold=0.4, recall_target=0.95, data={"synthetic": True})
+    return write_bundle(tmp_path / "bundle", manifest, {contract.WEIGHTS_FILE: source})
+
+
+def test_what_is_written_is_read_back(bundle: Bundle) -> None:
+    again = open_bundle(bundle.path)
+    assert again.manifest == bundle.manifest
+    assert again.digest == bundle.digest
+    assert again.model_id == f"m@{bundle.digest[:12]}"
+    assert again.manifest.synthetic
+    assert again.file(contract.WEIGHTS_FILE).read_bytes() == b"weights " * 1000
+
+
+def test_one_flipped_bit_in_a_file_is_noticed(bundle: Bundle) -> None:
+    path = bundle.path / contract.WEIGHTS_FILE
+    data = bytearray(path.read_bytes())
+    data[4000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"model\.safetensors: SHA-256"):
+        open_bundle(bundle.path)
+
+
+def test_a_changed_threshold_changes_the_digest(bundle: Bundle, tmp_path: Path) -> None:
+    other = extend_bundle(bundle, tmp_path / "other", {}, threshold=0.41)
+    assert other.digest != bundle.digest
+
+
+def test_missing_newer_and_damaged_bundles_say_what_to_do(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFound, match="make demo") as caught:
+        open_bundle(tmp_path / "none")
+    assert caught.value.exit_code == 4
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(BundleError, match="schema version 2, this release reads 1"):
+        open_bundle(bundle.path)
+    manifest.write_text(text[: len(text) // 2])
+    with pytest.raises(BundleError, match="not JSON"):
+        open_bundle(bundle.path)
+    value = json.loads(text)
+    del value["temperature"]
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(BundleError, match="temperature"):
+        open_bundle(bundle.path)
+    (bundle.path / contract.WEIGHTS_FILE).unlink()
+    manifest.write_text(text)
+    with pytest.raises(BundleError, match="cannot be read"):
+        open_bundle(bundle.path)
+
+
+def test_a_manifest_cannot_name_files_outside_the_bundle(bundle: Bundle) -> None:
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    value = json.loads(manifest.read_text())
+    value["files"] = {"../secret": "0" * 64}
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(BundleError, match="plain file names"):
+        open_bundle(bundle.path)
+
+
+def test_pickled_formats_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"x")
+    manifest = Manifest(name="m", temperature=1, threshold=0.5, recall_target=0.95)
+    with pytest.raises(BundleError, match="pickled"):
+        write_bundle(tmp_path / "b", manifest, {"model.pt": tmp_path / "w"})
+    assert not (tmp_path / "b").exists()
+
+
+def test_extending_in_place_keeps_the_old_files_and_leaves_nothing_behind(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "graph").write_bytes(b"graph")
+    extended = extend_bundle(bundle, bundle.path, {contract.ONNX_FILE: tmp_path / "graph"}, metrics={"test": {}})
+    assert sorted(extended.manifest.files) == [contract.ONNX_FILE, contract.WEIGHTS_FILE]
+    assert open_bundle(bundle.path).manifest.metrics == {"test": {}}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "graph", "weights"]
+
+
+def test_a_failed_write_leaves_the_old_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        extend_bundle(bundle, bundle.path, {contract.ONNX_FILE: tmp_path / "absent"})
+    assert open_bundle(bundle.path).digest == bundle.digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "weights"]
+
+
+def test_the_environment_names_the_default_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(contract.BUNDLE_ENV, str(bundle.path))
+    assert open_bundle().digest == bundle.digest
