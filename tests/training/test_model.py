@@ -1,0 +1,69 @@
+"""Architectures keep their weights through save and load, and their tensor contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pneumonia import contract
+from pneumonia.architecture import load_model
+from pneumonia.config.schema import ModelConfig
+from pneumonia.errors import BundleError, MissingPrerequisite
+from pneumonia.training.model import build_model
+
+TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "patch_size": 32}
+
+
+@pytest.mark.parametrize("architecture", ["vit", "vit_conv_stem"])
+def test_a_saved_model_answers_the_same_after_loading(architecture: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(architecture=architecture, **TINY)).eval()
+    with torch.no_grad():
+        # Weights away from their initial distribution, so that a layer left at its initialisation shows.
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    pixel_values = torch.randn(2, *contract.TENSOR_INPUT_DIMS)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    with torch.inference_mode():
+        expected = model(pixel_values=pixel_values).logits
+        assert expected.shape == (2, 2)
+        assert torch.equal(loaded(pixel_values=pixel_values).logits, expected)
+    assert not loaded.training
+    assert [loaded.config.id2label[index] for index in range(2)] == list(contract.LABELS)
+
+
+@pytest.mark.parametrize("architecture", ["vit", "vit_conv_stem"])
+def test_weights_that_do_not_cover_the_model_are_refused(architecture: str, tmp_path: Path) -> None:
+    build_model(ModelConfig(architecture=architecture, **TINY)).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / contract.WEIGHTS_FILE)
+    name = next(key for key in weights if "classifier.weight" in key)
+    weights["renamed"] = weights.pop(name)
+    save_file(weights, tmp_path / contract.WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(BundleError, match="do not fit the architecture"):
+        load_model(tmp_path)
+
+
+def test_the_loss_has_a_gradient_everywhere() -> None:
+    model = build_model(ModelConfig(**TINY)).train()
+    output = model(pixel_values=torch.randn(2, *contract.TENSOR_INPUT_DIMS), labels=torch.tensor([0, 1]))
+    output.loss.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_a_folder_in_hugging_face_format_can_be_the_start(tmp_path: Path) -> None:
+    start = build_model(ModelConfig(architecture="vit", **TINY))
+    start.save_pretrained(tmp_path)
+    again = build_model(ModelConfig(checkpoint=str(tmp_path)))
+    assert torch.equal(again.classifier.weight, start.classifier.weight)
+
+
+def test_a_checkpoint_that_is_nowhere_is_one_line_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MissingPrerequisite, match="copy the checkpoint to a folder") as caught:
+        build_model(ModelConfig(checkpoint="nobody/no-such-model"))
+    assert "\n" not in str(caught.value)
