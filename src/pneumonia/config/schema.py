@@ -156,7 +156,10 @@ class TrainingConfig:
     """Stops after this many optimiser steps; -1 leaves it to num_train_epochs."""
     oversample: bool = True
     """imbalanced-learn's RandomOverSampler on the training indices, after the split."""
+    ema_decay: float = 0.0
+    """Moving average of the weights, used for validation and for the bundle; 0 switches it off, .998 is usual."""
     bf16: bool = False
+    """Compute in bfloat16 where it is safe; faster on processors that have the instructions."""
     seed: int = 42
     resume: bool = False
     """Go on from the newest checkpoint of the same run directory."""
@@ -168,6 +171,7 @@ class TrainingConfig:
         _between("training.per_device_train_batch_size", self.per_device_train_batch_size, 1, 4096)
         _between("training.gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 4096)
         _between("training.warmup_ratio", self.warmup_ratio, 0.0, 0.99)
+        _between("training.ema_decay", self.ema_decay, 0.0, 0.99999)
         _between("training.label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.5)
 
 

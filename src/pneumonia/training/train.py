@@ -26,6 +26,7 @@ from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import MissingPrerequisite
 from pneumonia.files import replace_directory, write_json, write_text
+from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.model import build_model
 from pneumonia.training.tracking import Tracker, track
@@ -41,9 +42,11 @@ class PneumoniaTrainer(Trainer):  # type: ignore[misc]
 
     data_collator: Any
 
-    def __init__(self, *, eval_collator: Collator, **kwargs: Any) -> None:
+    def __init__(self, *, eval_collator: Collator, ema_decay: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.eval_collator = eval_collator
+        self.average = WeightAverage(self.model, ema_decay)
+        self.add_callback(_Averaging(self.average))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As Trainer's, without augmentation."""
@@ -60,6 +63,30 @@ class PneumoniaTrainer(Trainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         torch.save(self.args, Path(folder) / "training_args.bin")
+        self.average.save(Path(folder))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, with the averaged weights, which are the ones that the bundle gets."""
+        with self.average.swapped_in(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.average.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        self.average.load(Path(self.state.best_model_checkpoint))
+        self.average.copy_to(self.model)
+
+
+class _Averaging(TrainerCallback):  # type: ignore[misc]
+    """Feeds every optimiser step to the average."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.average.update(model, state.global_step)
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -163,6 +190,7 @@ def make_trainer(config: Config, data: PreparedData, folder: Path, tracker: Trac
         eval_dataset=PixelDataset(data.indices("val")),
         data_collator=Collator(data, training.augment, training.seed),
         eval_collator=Collator(data, None, training.seed),
+        ema_decay=training.ema_decay,
         compute_metrics=_validation_metrics,
         callbacks=[_Progress(tracker, accumulated)],
     )
