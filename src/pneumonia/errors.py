@@ -13,9 +13,10 @@
     │   ├── DeviceUnavailable       the GPU that was asked for is not here
     │   ├── PortTaken               another process listens on the port
     │   └── ServerUnavailable       no answer, or no longer an answer, from the server
-    └── Refused                  5  a check said no
-        ├── GateRefused             the model is not good enough to promote
-        └── ParityRefused           two forms of one model do not agree
+    ├── Refused                  5  a check said no
+    │   ├── GateRefused             the model is not good enough to promote
+    │   └── ParityRefused           two forms of one model do not agree
+    └── StepFailed                  a pipeline step failed; exits as the step did
 
 Every message says what was received, what was expected and what to do next.
 The command line prints the message alone, without a traceback, and exits with `exit_code`.
@@ -100,3 +101,12 @@ class GateRefused(Refused):
 
 class ParityRefused(Refused):
     """Two forms of one model do not agree on the same images."""
+
+
+class StepFailed(PneumoniaError):
+    """A pipeline step failed. `step` names it; the exit code is the step's own."""
+
+    def __init__(self, step: str, reason: str, exit_code: int) -> None:
+        self.step = step
+        self.exit_code = exit_code
+        super().__init__(f"step {step}: {reason}")

@@ -1,0 +1,20 @@
+"""Gate: fails inside its own step where the test figures are too low; everything after it consumes its verdict."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Output
+
+from components.image import STEP_IMAGE
+
+
+@dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
+def gate(settings: list[str], library_version: str, evaluation: Input[Artifact], verdict: Output[Artifact]):
+    from pneumonia.pipelines.step import step
+
+    with step("gate", library_version):
+        from pathlib import Path
+
+        from pneumonia.config.compose import compose
+        from pneumonia.evaluation.evaluate import gate
+        from pneumonia.files import write_json
+
+        write_json(Path(verdict.path), gate(compose(settings), Path(evaluation.path)))

@@ -1,0 +1,55 @@
+"""The process that runs a compiled pipeline through kfp.local: `python -m pneumonia.pipelines.engine request.json`.
+
+It is a process of its own because kfp.local writes its log and that of every step to stdout, where only results belong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+
+def shield_interpreter(folder: Path) -> None:
+    """Make `python3` mean this interpreter for the steps.
+
+    kfp.local replaces the text `python3` everywhere in a step's command by sys.executable, unquoted: that breaks on a
+    space in the interpreter's path and rewrites user paths that contain `python3`. With sys.executable = "python3"
+    the replacement changes nothing, and PATH leads to this interpreter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wrapper = folder / "python3"
+    # A symbolic link would lose the virtual environment, which Python finds beside the name it was called by.
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', "utf-8")
+    wrapper.chmod(0o755)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    sys.executable = "python3"
+
+
+def main(request_file: str) -> int:
+    """Run what the request says: {pipeline, arguments, root, scratch}. 0 where every step succeeded, else 1."""
+    request = json.loads(Path(request_file).read_text("utf-8"))
+    shield_interpreter(Path(request["scratch"]) / "bin")
+    from kfp import local
+    from kfp.components import load_component_from_file
+
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=request["root"],
+        workspace_root=str(Path(request["scratch"]) / "workspace"),
+        raise_on_error=True,
+    )
+    try:
+        load_component_from_file(request["pipeline"])(**request["arguments"])
+    except Exception:
+        # Into the log; the step has left its own reason for the user.
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,245 @@
+"""Run the compiled training pipeline on this machine: the same graph that a cluster gets."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle, open_bundle
+from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, StepFailed, UsageError
+from pneumonia.files import replace_directory, write_json
+from pneumonia.pipelines.step import ERROR_DIR_ENV
+
+ENGINES = ("subprocess",)
+LOG_FILE = "pipeline.log"
+KILL_AFTER_S = 10.0
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_STARTED = re.compile(r"Executing task '(.+)'$")
+_FINISHED = re.compile(r"Task '(.+)' finished with status SUCCESS$")
+# kfp.local indents what a step writes by four spaces; the library's own progress reads "<part>: <what>".
+_PROGRESS = re.compile(r"^ {4}(?!error:)([a-z][a-z0-9 _-]*: .+)$")
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """Where a finished run left its parts. seconds: by step, in the order they ran."""
+
+    path: Path
+    bundle: Bundle
+    prepared: Path
+    evaluation: Path
+    release: Path
+    log: Path
+    seconds: Mapping[str, float]
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.evaluation / contract.REPORT_FILE
+
+    def metrics(self) -> dict[str, Any]:
+        """What the evaluation measured."""
+        return dict(json.loads((self.evaluation / contract.METRICS_FILE).read_text("utf-8")))
+
+    def verdict(self) -> dict[str, Any]:
+        """The gate's figures: {name: {"value", "least"}}."""
+        return dict(json.loads(artifact(self.path, "gate", "verdict").read_text("utf-8")))
+
+
+def compiled_pipeline(name: str = "train") -> Path:
+    """The compiled pipeline: packaged with the library or, in a checkout, pipelines/<name>.yaml."""
+    here = Path(__file__).resolve().parent
+    # A checkout first: a stale copy in site-packages of an editable install must not win.
+    for candidate in (here.parents[2] / "pipelines" / f"{name}.yaml", here / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise MissingPrerequisite(f"no compiled pipeline {name}.yaml; run `make generate` in a checkout, or reinstall")
+
+
+def run_pipeline(
+    arguments: Mapping[str, Any],
+    *,
+    runs: Path = Path("pipeline_runs"),
+    output: Path = Path(contract.BUNDLE_DIR),
+    engine: str = "subprocess",
+    pipeline: Path | None = None,
+) -> PipelineRun:
+    """Run the training pipeline and install its bundle at `output`.
+
+    arguments: the pipeline's parameters (release_root, experiment, source, data_root, overrides). Progress goes to
+    stderr, everything to <runs>/<timestamp>/pipeline.log. Raises StepFailed with the failed step's reason and exit
+    code, UsageError where `output` holds something other than a bundle, DependencyMissing without kfp.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: not one of {', '.join(ENGINES)}")
+    if importlib.util.find_spec("kfp") is None:
+        raise DependencyMissing("kfp is not installed; pip install 'pneumonia[train,pipelines,serve]'")
+    _check_replaceable(output)
+    compiled = pipeline or compiled_pipeline()
+    folder = _new_run(runs)
+    log = folder / LOG_FILE
+    print(f"pipeline: run {folder}, log {log}", file=sys.stderr, flush=True)
+    # Short and private: kfp leaves a folder a step in TMPDIR, and sockets under it allow about 100 characters.
+    with tempfile.TemporaryDirectory(prefix="pneumonia-") as scratch:
+        request = {"pipeline": str(compiled), "arguments": dict(arguments), "root": str(folder), "scratch": scratch}
+        write_json(folder / "request.json", request)
+        progress, code = _drive(folder, Path(scratch), log)
+    if code != 0 or progress.running:
+        raise _failure(folder, progress.running, log)
+    bundle = install_bundle(artifact(folder, "export-onnx", "bundle"), output)
+    release = Path(json.loads(artifact(folder, "publish", "release").read_text("utf-8"))["release"])
+    prepared, evaluation = artifact(folder, "prepare", "prepared"), artifact(folder, "evaluate", "evaluation")
+    return PipelineRun(folder, bundle, prepared, evaluation, release, log, progress.seconds)
+
+
+def artifact(run: Path, task: str, name: str) -> Path:
+    """Where kfp.local put an output: <run>/<pipeline and time>/<task>/<name>. Raises PneumoniaError without one."""
+    found = sorted(run.glob(f"*/{task}/{name}"))
+    if not found:
+        # A step that ends with success before it did its work looks finished to kfp.local.
+        raise PneumoniaError(f"step {task} ended without its output {name}; see {run / LOG_FILE}")
+    return found[-1]
+
+
+def install_bundle(source: Path, target: Path) -> Bundle:
+    """Copy the bundle at `source` to `target`, whole or not at all; returns it opened and verified."""
+    _check_replaceable(target)
+    bundle = open_bundle(source)
+    with replace_directory(target) as building:
+        for name in (contract.BUNDLE_MANIFEST, *bundle.manifest.files):
+            shutil.copyfile(source / name, building / name)
+    return open_bundle(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / contract.BUNDLE_MANIFEST).is_file()):
+        raise UsageError(f"{target}: holds something other than a bundle; name a new folder or an older bundle")
+
+
+def _new_run(runs: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        folder = runs.resolve() / f"{stamp}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise PneumoniaError(f"{runs}: a hundred runs started in one second; start them apart")
+
+
+class _Progress:
+    """Follows the engine's output: all of it to the log, what a person wants to see to stderr."""
+
+    def __init__(self, log: IO[str]) -> None:
+        self.log = log
+        self.running: str | None = None
+        self.seconds: dict[str, float] = {}
+        self._began = 0.0
+
+    def line(self, raw: str) -> None:
+        """Take one line of output."""
+        text = _ANSI.sub("", raw.rstrip("\n"))
+        print(text, file=self.log, flush=True)
+        if started := _STARTED.search(text):
+            self.running, self._began = started[1], time.monotonic()
+            self._say(f"pipeline: {self.running} ...")
+        elif (finished := _FINISHED.search(text)) and finished[1] == self.running:
+            seconds = self.seconds[finished[1]] = round(time.monotonic() - self._began, 1)
+            self._say(f"pipeline: {finished[1]} done in {seconds:.1f} s")
+            self.running = None
+        elif shown := _PROGRESS.match(text):
+            self._say(f"  {shown[1]}")
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _drive(folder: Path, scratch: Path, log: Path) -> tuple[_Progress, int]:
+    """Run the engine process to its end and follow it. It and its steps go when this process is stopped."""
+    (folder / "errors").mkdir()
+    environment = {
+        **os.environ,
+        ERROR_DIR_ENV: str(folder / "errors"),
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(scratch),
+    }
+    command = [sys.executable, "-m", "pneumonia.pipelines.engine", str(folder / "request.json")]
+    with log.open("w", encoding="utf-8") as stream, _terminate_as_interrupt():
+        progress = _Progress(stream)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                progress.line(line)
+            return progress, process.wait()
+        except BaseException:
+            _stop_group(process)
+            raise
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM would end this process at once and leave the steps running; take it as Ctrl-C instead."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop_group(process: subprocess.Popen[str]) -> None:
+    """Stop the engine and every step it started: they share its process group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_AFTER_S)
+            # The engine is gone; a step that ignored the signal is not.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            return
+
+
+def _failure(folder: Path, running: str | None, log: Path) -> StepFailed:
+    """The reason that the failed step left behind, on one line."""
+    print(f"pipeline: {running or 'the engine'} failed, log {log}", file=sys.stderr, flush=True)
+    for report in folder.glob(f"*/evaluate/evaluation/{contract.REPORT_FILE}"):
+        print(f"pipeline: report {report}", file=sys.stderr, flush=True)
+    for file in (folder / "errors").glob("*.json"):
+        left = json.loads(file.read_text("utf-8"))
+        return StepFailed(left["step"], " ".join(left["reason"].split()), int(left["exit_code"]))
+    reason = f"ended without a reason, as when it is killed for want of memory; see {log}"
+    return StepFailed(running or "engine", reason, 1)
