@@ -15,6 +15,7 @@ SOURCES = ("phantom", "folder")
 SPLIT_STRATEGIES = ("patient", "stratified", "official")
 ARCHITECTURES = ("vit", "vit_conv_stem")
 PATIENTS = ("auto", "unknown")
+PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 
 
@@ -97,7 +98,7 @@ class ModelConfig:
     intermediate_size: int = 576
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     weight_decay: float = 0.05
 
     def __post_init__(self) -> None:
@@ -158,14 +159,15 @@ class TrainingConfig:
     """imbalanced-learn's RandomOverSampler on the training indices, after the split."""
     ema_decay: float = 0.0
     """Moving average of the weights, used for validation and for the bundle; 0 switches it off, .998 is usual."""
-    bf16: bool = False
-    """Compute in bfloat16 where it is safe; faster on processors that have the instructions."""
+    precision: str = "auto"
+    """fp32, or bf16 mixed precision; auto takes bf16 where the processor has instructions for it."""
     seed: int = 42
     resume: bool = False
     """Go on from the newest checkpoint of the same run directory."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        _one_of("training.precision", self.precision, PRECISIONS)
         _one_of("training.lr_scheduler_type", self.lr_scheduler_type, SCHEDULERS)
         _between("training.num_train_epochs", self.num_train_epochs, 0.001, 10_000)
         _between("training.per_device_train_batch_size", self.per_device_train_batch_size, 1, 4096)

@@ -128,6 +128,15 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             )
 
 
+def _use_bf16(precision: str, cuda: bool) -> bool:
+    """Whether to train in bfloat16. On a processor without the instructions it is emulated, many times slower."""
+    if precision != "auto":
+        return precision == "bf16"
+    if cuda:
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def _arguments(config: Config, folder: Path) -> TrainingArguments:
     training = config.training
     cuda = torch.cuda.is_available()
@@ -145,7 +154,7 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         lr_scheduler_type=training.lr_scheduler_type,
         label_smoothing_factor=training.label_smoothing_factor,
         max_grad_norm=training.max_grad_norm,
-        bf16=training.bf16,
+        bf16=_use_bf16(training.precision, cuda),
         use_cpu=not cuda,
         seed=training.seed,
         data_seed=training.seed,
