@@ -112,7 +112,6 @@ def artifact(run: Path, task: str, name: str) -> Path:
     """Where kfp.local put an output: <run>/<pipeline and time>/<task>/<name>. Raises PneumoniaError without one."""
     found = sorted(run.glob(f"*/{task}/{name}"))
     if not found:
-        # A step that ends with success before it did its work looks finished to kfp.local.
         raise PneumoniaError(f"step {task} ended without its output {name}; see {run / LOG_FILE}")
     return found[-1]
 
@@ -147,25 +146,32 @@ def _new_run(runs: Path) -> Path:
 class _Progress:
     """Follows the engine's output: all of it to the log, what a person wants to see to stderr."""
 
-    def __init__(self, log: IO[str]) -> None:
+    def __init__(self, run: Path, log: IO[str]) -> None:
+        self.run = run
         self.log = log
         self.running: str | None = None
         self.seconds: dict[str, float] = {}
         self._began = 0.0
 
     def line(self, raw: str) -> None:
-        """Take one line of output."""
+        """Take one line of output. Raises StepFailed where a step ended with success and left no outputs."""
         text = _ANSI.sub("", raw.rstrip("\n"))
         print(text, file=self.log, flush=True)
         if started := _STARTED.search(text):
             self.running, self._began = started[1], time.monotonic()
             self._say(f"pipeline: {self.running} ...")
         elif (finished := _FINISHED.search(text)) and finished[1] == self.running:
+            self._require_outputs(finished[1])
             seconds = self.seconds[finished[1]] = round(time.monotonic() - self._began, 1)
             self._say(f"pipeline: {finished[1]} done in {seconds:.1f} s")
             self.running = None
         elif shown := _PROGRESS.match(text):
             self._say(f"  {shown[1]}")
+
+    def _require_outputs(self, task: str) -> None:
+        # A step that ends with status 0 before its work is done counts as a success to kfp.local.
+        if not any(self.run.glob(f"*/{task}/executor_output.json")):
+            raise StepFailed(task, f"ended with success before it wrote its outputs; see {self.run / LOG_FILE}", 1)
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -182,7 +188,7 @@ def _drive(folder: Path, scratch: Path, log: Path) -> tuple[_Progress, int]:
     }
     command = [sys.executable, "-m", "pneumonia.pipelines.engine", str(folder / "request.json")]
     with log.open("w", encoding="utf-8") as stream, _terminate_as_interrupt():
-        progress = _Progress(stream)
+        progress = _Progress(folder, stream)
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

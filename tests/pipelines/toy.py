@@ -1,0 +1,26 @@
+"""A real pipeline of two steps: the first does what its parameter says, the second leaves a mark that it ran."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Output
+
+from pneumonia import __version__
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def act(code: str, library_version: str, done: Output[Artifact]):
+    from pneumonia.pipelines.step import step
+
+    with step("act", library_version):
+        exec(code)
+        open(done.path, "w").close()
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def after(mark: str, done: Input[Artifact], marked: Output[Artifact]):
+    open(mark, "w").close()
+
+
+@dsl.pipeline(name="toy")
+def toy(code: str, mark: str):
+    """Act, then leave the mark."""
+    after(mark=mark, done=act(code=code, library_version=__version__).outputs["done"])
