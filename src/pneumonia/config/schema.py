@@ -45,7 +45,7 @@ class DataConfig:
     fraction: float = 1.0
     """Share of the patients kept, stratified by class; 0 < fraction <= 1."""
     seed: int = 42
-    num_images: int = 1200
+    num_images: int = 2000
     """Images to draw, for source=phantom."""
     workers: int = 0
     """Decoding processes; 0 means one per core."""

@@ -1,0 +1,41 @@
+"""`pneumoctl data fetch` and `pneumoctl data prepare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+_OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Configuration, such as data=folder data.root=FOLDER.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    group = typer.Typer(help="Bring images here and prepare them for training.", no_args_is_help=True)
+    group.command("fetch")(fetch)
+    group.command("prepare")(prepare)
+    app.add_typer(group, name="data")
+
+
+def fetch(overrides: list[str] | None = _OVERRIDES) -> None:
+    """Bring the images of a source to data.raw_dir, or note where they are."""
+    from pneumonia.config.compose import compose
+    from pneumonia.data.sources import fetch as run_fetch
+
+    config = compose(overrides or [])
+    print(json.dumps({"fetched": str(run_fetch(config.data, Path(config.data.raw_dir)))}))
+
+
+def prepare(overrides: list[str] | None = _OVERRIDES) -> None:
+    """Decode, drop exact duplicates, find patients and split; fetches first where a source is given."""
+    from pneumonia.config.compose import compose
+    from pneumonia.data.prepare import prepare as run_prepare
+    from pneumonia.data.sources import fetch as run_fetch
+
+    config = compose(overrides or [])
+    raw = Path(config.data.raw_dir)
+    if config.data.source is not None:
+        run_fetch(config.data, raw)
+    data = run_prepare(config, raw, Path(config.data.prepared_dir))
+    print(json.dumps({"prepared": str(data.path), "digest": data.manifest["digest"], **data.manifest["counts"]}))
