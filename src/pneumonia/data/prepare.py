@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,7 +143,7 @@ def _build(
         names, [entry.patient for entry in listed], config.data.patients, config.data.patient_regex
     )
     rows = _sample(config, listed, np.array(keys))
-    cache = np.lib.format.open_memmap(
+    cache = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         building / contract.PIXELS_FILE, mode="w+", dtype=np.uint8,
         shape=(len(rows), contract.IMAGE_SIZE, contract.IMAGE_SIZE),
     )  # fmt: skip
@@ -177,8 +177,11 @@ def _build(
             "synthetic": source["synthetic"],
             "patients": patients_known,
             "split": {**dataclasses.asdict(config.split), "note": note},
-            "counts": {"by_split": {part: sum(by_class[part].values()) for part in contract.SPLITS}, "by_class": by_class,
-                       "patients": len(np.unique(patients))},
+            "counts": {
+                "by_split": {part: sum(by_class[part].values()) for part in contract.SPLITS},
+                "by_class": by_class,
+                "patients": len(np.unique(patients)),
+            },
             "preprocessing": spec.to_json(),
             "fraction": config.data.fraction,
             "unreadable": unreadable,
@@ -187,7 +190,7 @@ def _build(
     )  # fmt: skip
 
 
-def _digest(table: list[tuple[str, ...]], spec: Preprocessing) -> str:
+def _digest(table: Sequence[tuple[Any, ...]], spec: Preprocessing) -> str:
     """SHA-256 over what training depends on: pixels' source, label, patient and part, in any order of files."""
     rows = sorted((row[5], row[1], row[2], row[3]) for row in table)
     return hashlib.sha256(json.dumps([spec.to_json(), rows]).encode()).hexdigest()
@@ -265,7 +268,8 @@ def _truncate(path: Path, count: int) -> None:
     """Shorten the cache to its first `count` images without holding them in memory."""
     old = np.load(path, mmap_mode="r")
     shorter = path.with_suffix(".short.npy")
-    new = np.lib.format.open_memmap(shorter, mode="w+", dtype=np.uint8, shape=(count, *old.shape[1:]))
+    shape = (count, *old.shape[1:])
+    new = np.lib.format.open_memmap(shorter, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
     for start in range(0, count, 512):
         new[start : min(start + 512, count)] = old[start : min(start + 512, count)]
     new.flush()

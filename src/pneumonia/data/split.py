@@ -51,7 +51,8 @@ def _divide(config: SplitConfig, labels: npt.NDArray[np.int64], units: Strings, 
         lacking = (want - have) / np.maximum(want, 1)
         chosen[unit] = int(np.argmax((lacking * counts[unit]).sum(axis=1)))
         have[chosen[unit]] += counts[unit]
-    return np.array(parts)[chosen[member]]
+    assigned: Strings = np.array(parts)[chosen[member]]
+    return assigned
 
 
 def _official(

@@ -133,7 +133,7 @@ def _use_bf16(precision: str, cuda: bool) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if cuda:
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
