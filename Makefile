@@ -1,0 +1,71 @@
+# The project's tasks, by the same names for a person, the pre-commit hook and CI.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Choose the interpreter: make setup PYTHON=python3.12. Empty: python3.11, else python3.
+PYTHON ?=
+# Further arguments for pip, such as where to find another build of torch. See README.md.
+PIP_ARGS ?=
+# A folder of X-rays for `make demo`; empty draws synthetic ones.
+DATA ?=
+# Further arguments for pytest: make test ARGS="-k split -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format type test e2e bench demo generate check-generated lock clean
+
+help: ## List the targets
+	@echo "make TARGET, where TARGET is one of:"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Every target but help, lock and clean sets up $(VENV) first; that takes minutes once and nothing after."
+
+setup: $(STAMP) ## Create .venv and install everything that requirements.lock names
+
+$(STAMP): pyproject.toml requirements.lock tools/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" PIP_ARGS="$(PIP_ARGS)" bash tools/setup.sh
+
+lint: $(STAMP) ## Check style, import directions, metadata and, where the tools are there, scripts and images
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/poetry check
+	@bash tools/lint_optional.sh
+
+format: $(STAMP) ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP) ## Check types, strictly
+	$(BIN)/mypy src/pneumonia tools
+
+test: $(STAMP) ## Run every test but those of tests/e2e
+	$(BIN)/python -m pytest tests --ignore=tests/e2e $(ARGS)
+
+e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
+	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+bench: $(STAMP) ## Run every script of benchmarks/
+	@set -e; found=; for script in benchmarks/*.py; do \
+		[ -e "$$script" ] || continue; found=yes; echo "== $$script" >&2; $(BIN)/python "$$script"; \
+	done; [ -n "$$found" ] || echo "benchmarks/ holds no script yet" >&2
+
+demo: $(STAMP) ## Train, check, export, serve and ask: on drawn X-rays, or on yours with DATA=<folder>
+	$(BIN)/pneumoctl demo $(if $(DATA),--data "$(DATA)")
+
+generate: $(STAMP) ## Write every generated file anew, except requirements.lock (see lock)
+	$(BIN)/python pipelines/train.py
+
+check-generated: generate ## Fail where a generated file differs from what is committed
+	$(BIN)/python tools/lock.py --check
+	@git diff --exit-code --stat -- pipelines || \
+		{ echo "error: generated files differ from their sources; run 'make generate' and commit" >&2; exit 1; }
+
+PYTHONS ?= python3.10 python3.11 python3.12
+lock: ## Resolve requirements.lock anew; needs the network and the interpreters of PYTHONS
+	python3.11 tools/lock.py $(PYTHONS)
+
+clean: ## Remove caches, builds and the output of runs; .venv, data/ and models/ stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runs pipeline_runs \
+		local_outputs src/*.egg-info
+	find src tests components pipelines tools -name __pycache__ -type d -prune -exec rm -rf {} +
