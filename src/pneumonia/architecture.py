@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.vit.modeling_vit import ViTModel, ViTPreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from pneumonia import contract
 from pneumonia.errors import BundleError
@@ -74,6 +75,9 @@ class ConvStemViTForImageClassification(ViTPreTrainedModel):  # type: ignore[mis
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
+
+# Its bars for reading and writing one small file would drown the progress that matters.
+disable_progress_bar()
 
 AutoConfig.register(ConvStemViTConfig.model_type, ConvStemViTConfig)
 AutoModelForImageClassification.register(ConvStemViTConfig, ConvStemViTForImageClassification)

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
-from pneumonia import contract
+from pneumonia import __version__, contract
 from pneumonia.bundle import Bundle, Manifest, write_bundle
 from pneumonia.config.compose import to_yaml
 from pneumonia.config.schema import Config
@@ -31,7 +31,7 @@ from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, t
 from pneumonia.training.model import build_model
 from pneumonia.training.tracking import Tracker, track
 
-_LIBRARIES = ("pneumonia", "torch", "transformers", "numpy", "pillow", "imbalanced-learn")
+_LIBRARIES = ("torch", "transformers", "numpy", "pillow", "imbalanced-learn")
 _DATA_KEYS = ("digest", "source", "synthetic", "patients", "split", "counts")
 CHECKPOINTS = "checkpoints"
 PROGRESS_SECONDS = 10.0
@@ -261,7 +261,11 @@ def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
         metrics={"val": {name: interval.to_json() for name, interval in figures.items()}},
         data={key: data.manifest[key] for key in _DATA_KEYS},
         config=config.to_json(),
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        versions={
+            "pneumonia": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _LIBRARIES},
+        },
     )
     with replace_directory(out.parent / "weights") as folder:
         model.save_pretrained(folder)
