@@ -1,4 +1,4 @@
-"""`pneumoctl pipeline run` and, beside it, `pneumoctl demo`."""
+"""`pneumoctl pipeline run`."""
 
 from __future__ import annotations
 

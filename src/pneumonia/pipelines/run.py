@@ -42,6 +42,7 @@ class PipelineRun:
 
     path: Path
     bundle: Bundle
+    fetched: Path
     prepared: Path
     evaluation: Path
     release: Path
@@ -104,8 +105,16 @@ def run_pipeline(
         raise _failure(folder, progress.running, log)
     bundle = install_bundle(artifact(folder, "export-onnx", "bundle"), output)
     release = Path(json.loads(artifact(folder, "publish", "release").read_text("utf-8"))["release"])
-    prepared, evaluation = artifact(folder, "prepare", "prepared"), artifact(folder, "evaluate", "evaluation")
-    return PipelineRun(folder, bundle, prepared, evaluation, release, log, progress.seconds)
+    return PipelineRun(
+        path=folder,
+        bundle=bundle,
+        fetched=artifact(folder, "fetch", "fetched"),
+        prepared=artifact(folder, "prepare", "prepared"),
+        evaluation=artifact(folder, "evaluate", "evaluation"),
+        release=release,
+        log=log,
+        seconds=progress.seconds,
+    )
 
 
 def artifact(run: Path, task: str, name: str) -> Path:
@@ -165,7 +174,7 @@ class _Progress:
             seconds = self.seconds[finished[1]] = round(time.monotonic() - self._began, 1)
             self._say(f"pipeline: {finished[1]} done in {seconds:.1f} s")
             self.running = None
-        elif shown := _PROGRESS.match(text):
+        elif self.running and (shown := _PROGRESS.match(text)):
             self._say(f"  {shown[1]}")
 
     def _require_outputs(self, task: str) -> None:
