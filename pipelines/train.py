@@ -38,7 +38,8 @@ def train_pipeline(
         data_root=data_root,
         overrides=overrides,
         library_version=library_version,
-    )
+        # What a folder holds is invisible to the cache. New images must never meet an old answer.
+    ).set_caching_options(enable_caching=False)
     common = {"settings": fetched.outputs["Output"], "library_version": library_version}
     prepared = prepare(**common, fetched=fetched.outputs["fetched"]).outputs["prepared"]
     trained = train(**common, prepared=prepared).outputs["trained"]
