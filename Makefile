@@ -8,9 +8,9 @@ PYTHON ?=
 # Further arguments for pip, such as where to find another build of torch. See README.md.
 PIP_ARGS ?=
 # A folder of X-rays for `make demo`; empty draws synthetic ones.
-DATA ?=
+DATA =
 # Further arguments for pytest: make test ARGS="-k split -x"
-ARGS ?=
+ARGS =
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format type test e2e bench demo generate check-generated lock clean
