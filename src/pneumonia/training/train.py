@@ -49,12 +49,13 @@ class PneumoniaTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(_Averaging(self.average))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As Trainer's, without augmentation."""
-        training_collator, self.data_collator = self.data_collator, self.eval_collator
+        """As Trainer's, without augmentation and with the last, smaller batch."""
+        training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_collator, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = training
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Trainer saves under the hub's key names but loads under the model's own, which leaves layers at their random
@@ -147,7 +148,7 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         per_device_train_batch_size=training.per_device_train_batch_size,
         per_device_eval_batch_size=training.per_device_eval_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         learning_rate=config.model.learning_rate,
         weight_decay=config.model.weight_decay,
         warmup_steps=training.warmup_ratio,

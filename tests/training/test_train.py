@@ -1,0 +1,172 @@
+"""A run survives interruption, the best epoch is what the bundle gets, and test images have no say in anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from pneumonia import contract
+from pneumonia.architecture import load_model
+from pneumonia.bundle import open_bundle
+from pneumonia.core.calibration import fit_temperature
+from pneumonia.data.prepare import PreparedData, load_prepared
+from pneumonia.errors import MissingPrerequisite, ServerUnavailable
+from pneumonia.training.averaging import AVERAGE_FILE, WeightAverage
+from pneumonia.training.dataset import predict_logits
+from pneumonia.training.tracking import NoTracker
+from pneumonia.training.train import make_trainer, train
+from tests.phantoms import smoke_config
+
+STEPS = ("training.max_steps=-1", "training.num_train_epochs=3", "training.per_device_train_batch_size=64",
+         "training.ema_decay=0.9", "training.precision=fp32")  # fmt: skip
+
+
+def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("architecture", ["vit_conv_stem", "vit"])
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
+    architecture: str, prepared: PreparedData, tmp_path: Path
+) -> None:
+    config = smoke_config(tmp_path, *STEPS, f"model.architecture={architecture}")
+    whole = make_trainer(config, prepared, tmp_path / "whole", NoTracker())
+    whole.train()
+    # The last checkpoint is thrown away, as if the run had died in its last epoch.
+    checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    early = make_trainer(config, prepared, broken, NoTracker())
+    early.args.save_total_limit = None
+    early.add_callback(_StopAfterTwoEpochs())
+    early.train()
+    resumed = make_trainer(config, prepared, broken, NoTracker())
+    last = max(broken.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert int(last.name.split("-")[1]) < int(checkpoints[-1].name.split("-")[1])
+    resumed._load_from_checkpoint(str(last))
+    assert _same(_weights(resumed.model), load_file(last / contract.WEIGHTS_FILE) | _not_saved(resumed.model, last))
+    resumed = make_trainer(config, prepared, broken, NoTracker())
+    resumed.train(resume_from_checkpoint=str(last))
+    assert resumed.state.global_step == whole.state.global_step
+    assert _same(_weights(resumed.model), _weights(whole.model))
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def _not_saved(model: torch.nn.Module, folder: Path) -> dict[str, torch.Tensor]:
+    saved = load_file(folder / contract.WEIGHTS_FILE)
+    return {name: value for name, value in model.state_dict().items() if name not in saved}
+
+
+class _StopAfterTwoEpochs(TrainerCallback):
+    def on_epoch_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        control.should_training_stop = state.epoch >= 2  # type: ignore[attr-defined]
+
+
+def test_the_best_epoch_is_what_remains_exactly(prepared: PreparedData, tmp_path: Path) -> None:
+    config = smoke_config(tmp_path, *STEPS)
+    trainer = make_trainer(config, prepared, tmp_path / "run", NoTracker())
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    average = load_file(best / AVERAGE_FILE)
+    kept = {name: value for name, value in _weights(trainer.model).items() if value.dtype.is_floating_point}
+    assert _same(kept, average)
+    assert any(not torch.equal(average[name], value) for name, value in load_file(best / contract.WEIGHTS_FILE).items()
+               if name in average)  # fmt: skip
+    scores = {entry["step"]: entry["eval_auroc"] for entry in trainer.state.log_history if "eval_auroc" in entry}
+    assert trainer.state.best_metric == max(scores.values())
+    assert best.name == f"checkpoint-{max(scores, key=lambda step: (scores[step], -step))}"
+
+
+def test_an_average_without_memory_is_the_model_and_one_with_memory_lags() -> None:
+    model = torch.nn.Linear(3, 3)
+    exact, slow = WeightAverage(model, 0.0), WeightAverage(model, 0.9)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    exact.update(model, 1)
+    slow.update(model, 1)
+    assert torch.allclose(exact.values["weight"], model.weight)
+    # (1 + 1) / (10 + 1) of the past stays after the first step.
+    assert torch.allclose(slow.values["weight"], start + 9 / 11)
+    with slow.swapped_in(model):
+        assert torch.allclose(model.weight, start + 9 / 11)
+    assert torch.allclose(model.weight, start + 1)
+
+
+def test_a_bundle_says_what_it_is_and_answers_as_it_was_validated(prepared: PreparedData, tmp_path: Path) -> None:
+    config = smoke_config(tmp_path)
+    bundle = train(config, prepared.path, tmp_path / "run" / "bundle")
+    assert open_bundle(bundle.path).digest == bundle.digest
+    manifest = bundle.manifest
+    assert manifest.synthetic
+    assert manifest.data["digest"] == prepared.manifest["digest"]
+    assert manifest.config["training"]["max_steps"] == 4
+    assert set(manifest.files) == {contract.WEIGHTS_FILE, contract.MODEL_CONFIG_FILE}
+    rows = prepared.indices("val")
+    logits = predict_logits(load_model(bundle.path), prepared, rows)
+    assert manifest.temperature == pytest.approx(fit_temperature(logits, prepared.labels[rows]), rel=1e-6)
+    assert manifest.metrics["val"]["recall"]["low"] >= manifest.recall_target
+    assert (tmp_path / "run" / "config.yaml").read_text().startswith("data:")
+    assert any("eval_auroc" in entry for entry in json.loads((tmp_path / "run" / "history.json").read_text()))
+
+
+def test_test_images_have_no_say_in_weights_temperature_or_threshold(prepared: PreparedData, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(prepared.path, other)
+    changed = np.load(other / contract.PIXELS_FILE, mmap_mode="r+")
+    rows = prepared.indices("test")
+    changed[rows] = 255 - changed[rows]
+    changed.flush()
+    index = (other / contract.INDEX_FILE).read_text().splitlines()
+    swap = {"NORMAL": "PNEUMONIA", "PNEUMONIA": "NORMAL"}
+    for row in rows:
+        cells = index[row + 1].split(",")
+        cells[1] = swap[cells[1]]
+        index[row + 1] = ",".join(cells)
+    (other / contract.INDEX_FILE).write_text("\n".join(index) + "\n")
+    assert (load_prepared(other).labels[rows] != prepared.labels[rows]).all()
+    config = smoke_config(tmp_path)
+    first = train(config, prepared.path, tmp_path / "a" / "bundle").manifest
+    second = train(config, other, tmp_path / "b" / "bundle").manifest
+    assert (first.temperature, first.threshold) == (second.temperature, second.threshold)
+    assert first.files == second.files
+
+
+def test_resuming_without_a_checkpoint_says_so(prepared: PreparedData, tmp_path: Path) -> None:
+    config = smoke_config(tmp_path, "training.resume=true")
+    with pytest.raises(MissingPrerequisite, match="no checkpoint under"):
+        train(config, prepared.path, tmp_path / "run" / "bundle")
+
+
+def test_an_unreachable_tracking_server_is_noticed_before_training(prepared: PreparedData, tmp_path: Path) -> None:
+    config = smoke_config(tmp_path)
+    config = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri="http://127.0.0.1:9"))
+    with pytest.raises(ServerUnavailable, match=r"tracking\.uri=null"):
+        train(config, prepared.path, tmp_path / "run" / "bundle")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_local_run_is_recorded(prepared: PreparedData, tmp_path: Path) -> None:
+    import mlflow
+
+    config = smoke_config(tmp_path, "tracking.uri=local")
+    train(config, prepared.path, tmp_path / "run" / "bundle")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    (run,) = mlflow.search_runs(experiment_names=["pneumonia"], output_format="list")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.max_steps"] == "4"
+    assert run.data.tags["synthetic"] == "True"
+    assert {"eval_auroc", "val_recall"} <= set(run.data.metrics)
