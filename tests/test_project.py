@@ -80,6 +80,14 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert lock.project()["version"] == pneumonia.__version__
 
 
+def test_what_the_build_adds_to_the_wheel_exists() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    table = text.partition("[tool.hatch.build.targets.wheel.force-include]\n")[2].partition("\n\n")[0]
+    sources = re.findall(r'^"([^"]+)" = "pneumonia/', table, re.MULTILINE)
+    assert "pipelines/train.yaml" in sources
+    assert [source for source in sources if not (ROOT / source).is_file()] == []
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_direct_dependencies_are_pinned_and_locked(python: str) -> None:
     pins = pins_for(python)
