@@ -7,17 +7,22 @@ from collections.abc import Sequence
 
 from pneumonia.errors import ConfigError, DataError
 
-# Both families of the Kaggle set. The bare number is the patient: person12_bacteria_3 and person12_virus_9 are one
-# child, IM-0115-0001 and NORMAL2-IM-0115-0001 too as far as a name can tell; merging more than needed leaks nothing.
-_PERSON = re.compile(r"person0*(\d+)_")
-_IM = re.compile(r"IM-0*(\d+)")
+# Both families of names in the Kaggle set. The bare number is the patient: person12_bacteria_3 and person12_virus_9
+# are one group, IM-0115-0001 and NORMAL2-IM-0115-0001 too. Some of them may be two children; merging more than is
+# needed leaks nothing. The families count separately: person12 has pneumonia, IM-0012 is another, healthy child.
+_PERSON = re.compile(r"^person0*(\d+)_", re.IGNORECASE)
+_IM = re.compile(r"^(?:NORMAL\d*-)?IM-0*(\d+)", re.IGNORECASE)
 _GROUPS = (
-    (re.compile(r"_bacteria_"), "bacteria"),
-    (re.compile(r"_virus_"), "virus"),
-    (re.compile(r"^NORMAL2-"), "NORMAL2"),
-    (re.compile(r"^IM-"), "IM"),
+    (re.compile(r"^person\d+_bacteria_", re.IGNORECASE), "bacteria"),
+    (re.compile(r"^person\d+_virus_", re.IGNORECASE), "virus"),
+    (re.compile(r"^NORMAL2-IM-", re.IGNORECASE), "NORMAL2"),
+    (re.compile(r"^IM-", re.IGNORECASE), "IM"),
 )
 OTHER = "other"
+
+NAMED, UNKNOWN = "named", "unknown"
+FROM_TABLE, FROM_REGEX, FROM_NAMES = "labels.csv", "data.patient_regex", "file names"
+"""Where patient keys come from."""
 
 
 def patient_of(name: str) -> str | None:
@@ -28,7 +33,7 @@ def patient_of(name: str) -> str | None:
     """
     if found := _PERSON.match(name):
         return f"person{found.group(1)}"
-    if found := _IM.search(name):
+    if found := _IM.match(name):
         return f"IM{found.group(1)}"
     return None
 
@@ -41,24 +46,31 @@ def group_of(name: str) -> str:
 def patient_keys(
     names: Sequence[str], given: Sequence[str | None], mode: str, regex: str | None
 ) -> tuple[list[str], str]:
-    """Patient key by image, and "named" or "unknown".
+    """Patient key by image, and where the keys come from: one of FROM_..., or UNKNOWN.
 
     names: file names. given: patient_id by image where labels.csv has it. mode: data.patients. regex: its first group
-    is the patient. Raises DataError, listing examples, where an image has no key and the user did not say
-    data.patients=unknown: images of one patient on both sides of a split would make every figure too good.
+    is the patient; it goes before labels.csv, and that before the names of the Kaggle set. Keys never come from two
+    places at once, because one patient could then have two. Raises DataError, listing examples, where an image has no
+    key and the user did not say data.patients=unknown: images of one patient on both sides of a split would make every
+    figure too good.
     """
-    if mode == "unknown":
-        return [f"image{position}" for position in range(len(names))], "unknown"
-    pattern = _compile(regex) if regex is not None else None
-    keys = [known or _search(pattern, name) for name, known in zip(names, given, strict=True)]
-    missing = [name for name, key in zip(names, keys, strict=True) if key is None]
+    if mode == UNKNOWN:
+        return [f"image{position}" for position in range(len(names))], UNKNOWN
+    if regex is not None:
+        pattern = _compile(regex)
+        origin, keys = FROM_REGEX, [_first_group(pattern, name) for name in names]
+    elif any(given):
+        origin, keys = FROM_TABLE, list(given)
+    else:
+        origin, keys = FROM_NAMES, [patient_of(name) for name in names]
+    missing = [name for name, key in zip(names, keys, strict=True) if not key]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(names)} images have no patient, such as {', '.join(missing[:3])}; give "
-            "data.patient_regex= with one group, or a labels.csv with patient_id, or accept figures that may be too "
-            "good with data.patients=unknown"
+            f"{len(missing)} of {len(names)} images have no patient by {origin}, such as {', '.join(missing[:3])}; "
+            "give data.patient_regex= whose first group is the patient, or a labels.csv with patient_id, or accept "
+            "figures that may be too good with data.patients=unknown"
         )
-    return [str(key) for key in keys], "named"
+    return [str(key) for key in keys], origin
 
 
 def _compile(regex: str) -> re.Pattern[str]:
@@ -71,8 +83,25 @@ def _compile(regex: str) -> re.Pattern[str]:
     return pattern
 
 
-def _search(pattern: re.Pattern[str] | None, name: str) -> str | None:
-    if pattern is None:
-        return patient_of(name)
+def _first_group(pattern: re.Pattern[str], name: str) -> str | None:
     found = pattern.search(name)
     return found.group(1) if found else None
+
+
+def join_patients(keys: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """`keys` with the patients of every pair made one, under the first of their names.
+
+    pairs: keys of two patients who own the same image, byte for byte, and so are one patient under two names.
+    """
+    joined: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while key in joined:
+            key = joined[key]
+        return key
+
+    for one, other in pairs:
+        first, second = sorted((root(one), root(other)))
+        if first != second:
+            joined[second] = first
+    return [root(key) for key in keys]

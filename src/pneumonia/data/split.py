@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,25 +14,47 @@ from pneumonia.errors import DataError
 MIN_VAL_IMAGES = 100
 """An official val folder with fewer images (the Kaggle set's has 16) cannot carry a threshold."""
 
-Strings = npt.NDArray[np.str_]
+Strings: TypeAlias = npt.NDArray[np.str_]
+Labels: TypeAlias = npt.NDArray[np.int64]
 
 
 def assign(
-    config: SplitConfig, labels: npt.NDArray[np.int64], patients: Strings, official: list[str | None]
+    config: SplitConfig, labels: Labels, patients: Strings, official: list[str | None]
 ) -> tuple[Strings, str | None]:
-    """The part (train, val or test) by image, and a note where the official split was completed.
+    """The part (train, val or test) by image, and a note where the official split had to be completed.
 
     labels (N,), patients (N,), official: the data set's own part by image, None where it has none. Deterministic for
-    one seed, whatever the order of the images. Raises DataError where an official split has no test part or puts a
-    patient on both sides of it.
+    one seed. Only `patient` promises that no patient straddles; see `straddlers`. Raises DataError where an official
+    split has no train or test part, and where a part would lack a class.
     """
+    note = None
     if config.strategy == "official":
-        return _official(config, labels, patients, official)
-    units = patients if config.strategy == "patient" else np.array([f"{i:09d}" for i in range(len(labels))])
-    return _divide(config, labels, units, {name: getattr(config, name) for name in contract.SPLITS}), None
+        parts, note = _official(config, labels, patients, official)
+    else:
+        units = patients if config.strategy == "patient" else np.array([f"{i:09d}" for i in range(len(labels))])
+        parts = _divide(config, labels, units, {name: getattr(config, name) for name in contract.SPLITS})
+    for part in contract.SPLITS:
+        for index, name in enumerate(contract.LABELS):
+            if not ((parts == part) & (labels == index)).any():
+                raise DataError(
+                    f"split.strategy={config.strategy}: {part} would have no {name} image; bring more patients of "
+                    f"that class, or a larger share with split.{part}="
+                )
+    return parts, note
 
 
-def _divide(config: SplitConfig, labels: npt.NDArray[np.int64], units: Strings, shares: dict[str, float]) -> Strings:
+def straddlers(parts: Strings, patients: Strings) -> list[str]:
+    """Patients with images in more than one part, sorted."""
+    return sorted({str(p) for p, count in zip(*_parts_by_patient(parts, patients), strict=True) if count > 1})
+
+
+def _parts_by_patient(parts: Strings, patients: Strings) -> tuple[Strings, npt.NDArray[np.int64]]:
+    pairs = np.unique(np.stack([patients, parts]), axis=1)  # (2, distinct pairs)
+    names, counts = np.unique(pairs[0], return_counts=True)
+    return names, counts
+
+
+def _divide(config: SplitConfig, labels: Labels, units: Strings, shares: dict[str, float]) -> Strings:
     """Whole units to the parts so that each class has its share of images in each part.
 
     Units are shuffled, then the largest go first, each to the part that is furthest below its share of the classes
@@ -56,9 +78,10 @@ def _divide(config: SplitConfig, labels: npt.NDArray[np.int64], units: Strings, 
 
 
 def _official(
-    config: SplitConfig, labels: npt.NDArray[np.int64], patients: Strings, official: list[str | None]
+    config: SplitConfig, labels: Labels, patients: Strings, official: list[str | None]
 ) -> tuple[Strings, str | None]:
-    parts = np.array([part or "" for part in official])
+    """The data set's own parts; where val is absent or tiny, train and val are divided anew by patient."""
+    parts = np.array([part or "" for part in official], dtype="<U5")
     for needed in ("train", "test"):
         if not (parts == needed).any():
             raise DataError(
@@ -66,24 +89,18 @@ def _official(
                 "and test folders or a split column in labels.csv"
             )
     if (parts == "").any():
-        raise DataError(f"split.strategy=official: {int((parts == '').sum())} images are in no part")
-    note = None
-    small = int((parts == "val").sum())
-    if small < MIN_VAL_IMAGES:
-        pool = parts != "test"
-        shares = {"train": config.train / (config.train + config.val), "val": config.val / (config.train + config.val)}
-        parts[pool] = _divide(config, labels[pool], patients[pool], shares)
-        note = f"val has {small} images of its own, so it was taken from train by patient"
-    check_patients(parts, patients)
-    return parts, note
-
-
-def check_patients(parts: Strings, patients: Strings) -> None:
-    """Raises DataError, naming examples, where a patient has images in more than one part."""
-    pairs = sorted(set(zip(patients.tolist(), parts.tolist(), strict=True)))
-    twice = [patient for (patient, _), (following, _) in pairwise(pairs) if patient == following]
-    if twice:
         raise DataError(
-            f"{len(set(twice))} patients are in more than one part of the split, such as {', '.join(twice[:3])}; use "
-            "split.strategy=patient, which keeps every patient on one side"
+            f"split.strategy=official: {int((parts == '').sum())} images are in none of train, val and test; move "
+            "them, fill their split in labels.csv, or use split.strategy=patient"
         )
+    small = int((parts == "val").sum())
+    if small >= MIN_VAL_IMAGES:
+        return parts, None
+    pool = parts != "test"
+    total = config.train + config.val
+    shares = {"train": config.train / total, "val": config.val / total}
+    parts[pool] = _divide(config, labels[pool], patients[pool], shares)
+    return parts, (
+        f"official test part; its val part has {small} images, fewer than {MIN_VAL_IMAGES}, so train and val were "
+        f"put together and {int((parts == 'val').sum())} images taken for val by patient"
+    )

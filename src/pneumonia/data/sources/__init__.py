@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
+from typing import Any
 
 from pneumonia.config.schema import DataConfig
-from pneumonia.errors import ConfigError
+from pneumonia.errors import ConfigError, DataError
 
 SOURCES = {
     "phantom": "synthetic radiographs drawn here: no account, no download, no patient",
@@ -21,10 +23,43 @@ SOURCE_FILE = "source.json"
 def fetch(config: DataConfig, out: Path) -> Path:
     """Bring the images of `config.source` to `out`, or note there where they are; returns `out`.
 
-    Raises ConfigError, listing the sources, where none is chosen.
+    Nothing is done where they are there already. Raises ConfigError, listing the sources, where none is chosen, and
+    DataError where `out` holds files that no fetch has put there.
     """
     if config.source is None:
         listed = "; ".join(f"data={name}: {what}" for name, what in SOURCES.items())
         raise ConfigError(f"no data source chosen; choose one of {listed}")
-    importlib.import_module(f"pneumonia.data.sources.{config.source}").fetch(config, out)
+    try:
+        importlib.import_module(f"pneumonia.data.sources.{config.source}").fetch(config, out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error}); free or choose a place with data.raw_dir=") from error
     return out
+
+
+def read_source(fetched: Path) -> dict[str, Any]:
+    """The content of SOURCE_FILE. Raises DataError where it is missing or damaged."""
+    try:
+        source = json.loads((fetched / SOURCE_FILE).read_text("utf-8"))
+        return {**source, "source": str(source["source"]), "synthetic": bool(source["synthetic"]),
+                "root": str(source["root"])}  # fmt: skip
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{fetched}: nothing fetched here; run `pneumoctl data fetch data=phantom` or give another source: "
+            f"{', '.join(SOURCES)}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{fetched / SOURCE_FILE}: damaged ({error}); delete it and fetch again") from error
+
+
+def check_replaceable(out: Path, source: str) -> None:
+    """Raises DataError where `out` holds more than a SOURCE_FILE and is not an earlier fetch of `source`."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out}: is a file; choose another folder with data.raw_dir=")
+    others = sorted(entry.name for entry in out.iterdir() if entry.name != SOURCE_FILE)
+    if others and (not (out / SOURCE_FILE).is_file() or read_source(out)["source"] != source):
+        raise DataError(
+            f"{out}: holds files that this did not fetch, such as {', '.join(others[:3])}, and would be replaced; "
+            "choose an empty folder with data.raw_dir="
+        )

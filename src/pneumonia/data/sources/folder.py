@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
+from pneumonia.data.sources import SOURCE_FILE, read_source
 from pneumonia.errors import ConfigError, DataError
-from pneumonia.files import write_json
+from pneumonia.files import replace_directory, write_json
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LABELS_FILE = "labels.csv"
@@ -33,25 +35,49 @@ def fetch(config: DataConfig, out: Path) -> None:
     if config.root is None:
         raise ConfigError("data.source=folder needs data.root=<folder of NORMAL and PNEUMONIA folders, or labels.csv>")
     root = Path(config.root).expanduser().resolve()
-    list_images(root)
-    write_json(out / "source.json", {"source": "folder", "synthetic": False, "root": str(root)})
+    listed = list_images(root)
+    # Images drawn by a program stay synthetic by whatever way they come.
+    synthetic = (root / SOURCE_FILE).is_file() and read_source(root)["synthetic"]
+    note = {"source": "folder", "synthetic": synthetic, "root": str(root), "images": len(listed),
+            "listing": fingerprint(root, listed)}  # fmt: skip
+    drawn = (out / SOURCE_FILE).is_file() and read_source(out)["source"] == "phantom"
+    if drawn and not root.is_relative_to(out.resolve()):
+        with replace_directory(out) as building:
+            write_json(building / SOURCE_FILE, note)
+    else:
+        write_json(out / SOURCE_FILE, note)
+
+
+def fingerprint(root: Path, listed: list[Listed]) -> str:
+    """Changes when a file, a label, a patient or a part changes; looks at sizes and times, reads no image."""
+    digest = hashlib.sha256()
+    for entry in listed:
+        try:
+            stat = (root / entry.path).stat()
+            digest.update(f"{entry}|{stat.st_size}|{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            digest.update(f"{entry}|{error.errno}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def list_images(root: Path) -> list[Listed]:
     """Every labelled image under `root`, sorted by path.
 
     labels.csv wins where there is one (columns path, label, and optional patient_id and split). Otherwise the folders
-    NORMAL and PNEUMONIA are read, in any case of letters, directly under `root` or under train, val and test.
+    NORMAL and PNEUMONIA are read, directly under `root` or under train, val and test, names in any case of letters.
     Raises DataError, saying what was found instead.
     """
     if not root.is_dir():
         raise DataError(f"{root}: not a folder; give data.root=<folder of the images>")
-    listed = sorted(_from_csv(root) if (root / LABELS_FILE).is_file() else _from_folders(root), key=lambda e: e.path)
+    try:
+        found = list(_from_csv(root) if (root / LABELS_FILE).is_file() else _from_folders(root))
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
+    listed = sorted(found, key=lambda entry: entry.path)
     if not listed:
-        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
         raise DataError(
-            f"{root}: no images in folders NORMAL and PNEUMONIA, directly or under train, val, test, and no "
-            f"{LABELS_FILE}; found {found}"
+            f"{root}: no {', '.join(SUFFIXES)} files in folders NORMAL and PNEUMONIA, directly or under train, val, "
+            f"test, and no {LABELS_FILE}; found {_some(entry.name for entry in root.iterdir())}"
         )
     for index, name in enumerate(contract.LABELS):
         if not any(entry.label == index for entry in listed):
@@ -59,20 +85,43 @@ def list_images(root: Path) -> list[Listed]:
     return listed
 
 
+def _some(names: Iterator[str], most: int = 8) -> str:
+    """The first few of some names for a message."""
+    known = sorted(names)
+    return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "") or "nothing"
+
+
+def _folders(base: Path) -> list[Path]:
+    return sorted(entry for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _from_folders(root: Path) -> Iterator[Listed]:
-    for part in (None, *contract.SPLITS):
-        base = root if part is None else root / part
-        if not base.is_dir():
-            continue
-        for folder in sorted(base.iterdir()):
+    parts = [(folder, folder.name.lower()) for folder in _folders(root) if folder.name.lower() in contract.SPLITS]
+    for base, part in ((root, None), *parts):
+        for folder in _folders(base):
             label = _LABEL_INDEX.get(folder.name.upper())
-            if label is None or not folder.is_dir():
+            if label is not None:
+                names = _images(root, folder)
+                yield from (Listed(str((folder / name).relative_to(root)), label, None, part) for name in names)
+
+
+def _images(root: Path, folder: Path) -> list[str]:
+    """Names of the image files of a class folder. Images in folders below would be lost silently, so they refuse."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # Names that start with a dot are other programs' notes, such as those of macOS archives.
+            if entry.name.startswith("."):
                 continue
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    # Files whose names start with a dot are other programs' notes, such as those of macOS archives.
-                    if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
-                        yield Listed(str(Path(entry.path).relative_to(root)), label, None, part)
+            if entry.is_dir():
+                if any(name.lower().endswith(SUFFIXES) for name in os.listdir(entry.path)):
+                    raise DataError(
+                        f"{folder.relative_to(root)}: has images in a folder of its own, {entry.name}; put them "
+                        f"directly under {folder.name}, or list them in a {LABELS_FILE} with path,label,patient_id"
+                    )
+            elif entry.name.lower().endswith(SUFFIXES):
+                names.append(entry.name)
+    return names
 
 
 def _from_csv(root: Path) -> Iterator[Listed]:
@@ -91,12 +140,13 @@ def _from_csv(root: Path) -> Iterator[Listed]:
                 entry = _row(root, table, reader.line_num, row)
                 if entry.path in seen:
                     raise DataError(
-                        f"{table} line {reader.line_num}: {entry.path} stands on line {seen[entry.path]} already"
+                        f"{table} line {reader.line_num}: {entry.path} stands on line {seen[entry.path]} already; "
+                        "remove one of them"
                     )
                 seen[entry.path] = reader.line_num
                 yield entry
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table}: cannot be read as UTF-8 text ({error})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read as a comma-separated UTF-8 table ({error})") from error
 
 
 def _row(root: Path, table: Path, line: int, row: dict[str, str | None]) -> Listed:

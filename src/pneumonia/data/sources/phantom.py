@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
-import multiprocessing
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +14,9 @@ from PIL import Image
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
-from pneumonia.files import replace_directory, write_bytes, write_json, write_text
+from pneumonia.data.parallel import parallel_map
+from pneumonia.data.sources import SOURCE_FILE, check_replaceable, read_source
+from pneumonia.files import replace_directory, write_json, write_text
 
 PNEUMONIA_SHARE = 2.7 / 3.7
 """The class ratio of the Kaggle set, 1:2.7."""
@@ -104,30 +102,37 @@ def encode(image: npt.NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _write(task: tuple[Phantom, Path]) -> None:
+def _write(task: tuple[Phantom, str]) -> None:
     phantom, folder = task
-    write_bytes(folder / contract.LABELS[phantom.label] / phantom.name, encode(draw(phantom)))
+    (Path(folder) / contract.LABELS[phantom.label] / phantom.name).write_bytes(encode(draw(phantom)))
 
 
 def fetch(config: DataConfig, out: Path) -> None:
-    """Draw `config.num_images` radiographs into class folders under `out`; nothing is done where they are there."""
-    wanted = {"source": "phantom", "synthetic": True, "root": ".", "num_images": config.num_images,
-              "seed": config.seed, "version": _VERSION}  # fmt: skip
-    source = out / "source.json"
-    if source.is_file() and json.loads(source.read_text("utf-8")) == wanted:
+    """Draw `config.num_images` radiographs into class folders under `out`; nothing is done where they are there.
+
+    latents.csv (name, label, severity) beside the class folders is what an oracle knows. Raises DataError where `out`
+    holds other files.
+    """
+    wanted = {
+        "source": "phantom",
+        "synthetic": True,
+        "root": ".",
+        "num_images": config.num_images,
+        "seed": config.seed,
+        "version": _VERSION,
+    }
+    check_replaceable(out, "phantom")
+    if (out / SOURCE_FILE).is_file() and read_source(out) == wanted:
+        print(f"fetch: {out} is up to date, {config.num_images} synthetic radiographs", file=sys.stderr)
         return
     phantoms = plan(config.num_images, config.seed)
+    print(f"fetch: drawing {len(phantoms)} synthetic radiographs", file=sys.stderr)
     with replace_directory(out) as building:
         for label in contract.LABELS:
             (building / label).mkdir()
-        print(f"fetch: drawing {len(phantoms)} synthetic radiographs", file=sys.stderr)
-        workers = config.workers or os.cpu_count() or 1
-        with multiprocessing.get_context("spawn").Pool(min(workers, max(1, len(phantoms) // 64))) as pool:
-            for _ in pool.imap_unordered(_write, [(phantom, building) for phantom in phantoms], chunksize=32):
-                pass
-        latents = io.StringIO()
-        writer = csv.writer(latents, lineterminator="\n")
-        writer.writerow(["name", "label", "severity"])
-        writer.writerows([p.name, contract.LABELS[p.label], f"{p.severity:.6f}"] for p in phantoms)
-        write_text(building / LATENTS_FILE, latents.getvalue())
-        write_json(building / "source.json", wanted)
+        tasks = [(phantom, str(building)) for phantom in phantoms]
+        for _ in parallel_map(_write, tasks, config.workers, "fetch"):
+            pass
+        rows = [f"{phantom.name},{contract.LABELS[phantom.label]},{phantom.severity:.6f}\n" for phantom in phantoms]
+        write_text(building / LATENTS_FILE, "name,label,severity\n" + "".join(rows))
+        write_json(building / SOURCE_FILE, wanted)
