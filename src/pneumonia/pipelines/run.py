@@ -213,8 +213,10 @@ def _drive(folder: Path, scratch: Path, log: Path) -> tuple[_Progress, int]:
             for line in process.stdout:
                 progress.line(line)
             return progress, process.wait()
-        except BaseException:
+        except BaseException as error:
             _stop_group(process)
+            if isinstance(error, KeyboardInterrupt):
+                print(f"pipeline: interrupted, log {log}", file=sys.stderr)
             raise
 
 

@@ -1,0 +1,125 @@
+"""A release is whole, says what it holds, and never changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle
+from pneumonia.errors import BundleError, BundleNotFound
+from pneumonia.release.publish import publish, read_release, verify_release
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and modification time of every file: what would change if anything was written again."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_release_is_a_model_repository_named_by_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    release = publish(bundle.path, tmp_path)
+    assert release == tmp_path / "releases" / bundle.digest
+    for model in (contract.ENSEMBLE, contract.TENSOR_MODEL):
+        assert (release / model / "config.pbtxt").is_file()
+        assert (release / model / contract.MODEL_VERSION).is_dir()
+    manifest = verify_release(release)
+    assert manifest["digest"] == bundle.digest
+    assert manifest["model_id"] == bundle.model_id
+    assert manifest["models"] == sorted(path.name for path in release.iterdir() if path.is_dir())
+    # A server under another user has to read it.
+    assert stat.S_IMODE(release.stat().st_mode) & 0o055 == 0o055
+
+
+def test_publishing_again_verifies_and_changes_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    release = publish(bundle.path, tmp_path)
+    before = listing(release)
+    assert publish(bundle.path, tmp_path) == release
+    assert listing(release) == before
+
+
+def test_two_publications_are_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+    first, second = publish(bundle.path, tmp_path / "a"), publish(bundle.path, tmp_path / "b")
+    assert (first / contract.RELEASE_MANIFEST).read_bytes() == (second / contract.RELEASE_MANIFEST).read_bytes()
+    assert str(tmp_path) not in (first / contract.RELEASE_MANIFEST).read_text("utf-8")
+
+
+def test_a_release_holds_no_path_of_this_machine(bundle: Bundle, tmp_path: Path) -> None:
+    release = publish(bundle.path, tmp_path)
+    for path in release.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for machine in (str(tmp_path), os.getcwd(), str(Path.home()) + "/"):
+                assert machine.encode() not in content, f"{path.relative_to(release)} names {machine}"
+
+
+def test_a_half_written_release_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    half = tmp_path / "releases" / bundle.digest
+    (half / contract.ENSEMBLE).mkdir(parents=True)
+    (half / contract.ENSEMBLE / "config.pbtxt").write_text("half")
+    (half / "stray").write_text("left over")
+    release = publish(bundle.path, tmp_path)
+    verify_release(release)
+    assert not (release / "stray").exists()
+    assert (release / contract.ENSEMBLE / "config.pbtxt").read_text("utf-8") != "half"
+
+
+def test_an_interrupted_publication_leaves_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails at the last file, the manifest: no folder that a server could take for a release may remain."""
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pneumonia.release.publish.write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            publish(bundle.path, tmp_path)
+    assert list((tmp_path / "releases").iterdir()) == []
+    verify_release(publish(bundle.path, tmp_path))
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing", "added"])
+def test_a_changed_release_is_refused_and_named(bundle: Bundle, tmp_path: Path, harm: str) -> None:
+    release = publish(bundle.path, tmp_path)
+    victim = release / contract.ENSEMBLE / "config.pbtxt"
+    if harm == "changed":
+        victim.write_text(victim.read_text("utf-8") + "\n")
+    elif harm == "missing":
+        victim.unlink()
+    else:
+        victim = release / contract.TENSOR_MODEL / "extra"
+        victim.write_text("x")
+    with pytest.raises(BundleError, match=f"{victim.name}: "):
+        publish(bundle.path, tmp_path)
+
+
+def test_byte_code_beside_a_model_is_no_change(bundle: Bundle, tmp_path: Path) -> None:
+    release = publish(bundle.path, tmp_path)
+    (release / contract.PREPROCESS_MODEL / "1" / "__pycache__").mkdir(exist_ok=True)
+    (release / contract.PREPROCESS_MODEL / "1" / "__pycache__" / "model.pyc").write_bytes(b"x")
+    verify_release(release)
+
+
+def test_a_bundle_without_graph_or_at_all(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFound):
+        publish(tmp_path / "nowhere", tmp_path)
+    manifest = json.loads((bundle.path / contract.BUNDLE_MANIFEST).read_text("utf-8"))
+    bare = tmp_path / "bare"
+    shutil.copytree(bundle.path, bare)
+    del manifest["files"][contract.ONNX_FILE]
+    (bare / contract.BUNDLE_MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="pneumoctl export"):
+        publish(bare, tmp_path)
+    assert not (tmp_path / "releases").exists()
+
+
+def test_no_release_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="publish the bundle again"):
+        read_release(tmp_path)
