@@ -39,7 +39,7 @@ def run(
     done = run_pipeline(arguments, runs=runs, output=output, engine=engine)
     metrics = done.metrics()
     result = {
-        "bundle": str(done.bundle.path),
+        "bundle": str(done.bundle.path.resolve()),
         "model_id": done.bundle.model_id,
         "release": str(done.release),
         "report": str(done.report),
