@@ -19,16 +19,25 @@ def register(app: typer.Typer) -> None:
 
 
 def fetch(overrides: list[str] | None = _OVERRIDES) -> None:
-    """Bring the images of a source to data.raw_dir, or note where they are."""
+    """Bring the images of a source to data.raw_dir, or note there where they are.
+
+    data=phantom draws synthetic radiographs; data=folder data.root=FOLDER takes your own. Prints one JSON line.
+    """
     from pneumonia.config.compose import compose
     from pneumonia.data.sources import fetch as run_fetch
+    from pneumonia.data.sources import read_source
 
     config = compose(overrides or [])
-    print(json.dumps({"fetched": str(run_fetch(config.data, Path(config.data.raw_dir)))}))
+    fetched = run_fetch(config.data, Path(config.data.raw_dir))
+    source = read_source(fetched)
+    print(json.dumps({"path": str(fetched), "source": source["source"], "synthetic": source["synthetic"]}))
 
 
 def prepare(overrides: list[str] | None = _OVERRIDES) -> None:
-    """Decode, drop exact duplicates, find patients and split; fetches first where a source is given."""
+    """Decode, drop exact duplicates, find patients and split into data.prepared_dir; instant when nothing changed.
+
+    Fetches first where a source is given, else takes what data.raw_dir holds. Prints one JSON line.
+    """
     from pneumonia.config.compose import compose
     from pneumonia.data.prepare import prepare as run_prepare
     from pneumonia.data.sources import fetch as run_fetch
@@ -38,4 +47,5 @@ def prepare(overrides: list[str] | None = _OVERRIDES) -> None:
     if config.data.source is not None:
         run_fetch(config.data, raw)
     data = run_prepare(config, raw, Path(config.data.prepared_dir))
-    print(json.dumps({"prepared": str(data.path), "digest": data.manifest["digest"], **data.manifest["counts"]}))
+    keys = ("digest", "source", "synthetic", "patients", "counts")
+    print(json.dumps({"path": str(data.path), **{key: data.manifest[key] for key in keys}}))

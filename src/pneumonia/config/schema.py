@@ -39,7 +39,7 @@ class DataConfig:
     root: Optional[str] = None  # noqa: UP045
     """Folder of the images, for source=folder."""
     patients: str = "auto"
-    """auto: from labels.csv, `patient_regex` or the data set's own file names. unknown: every image stands alone."""
+    """auto: from `patient_regex`, else labels.csv, else the names of the Kaggle set. unknown: every image alone."""
     patient_regex: Optional[str] = None  # noqa: UP045
     """Searched in the file name; its first group is the patient."""
     fraction: float = 1.0

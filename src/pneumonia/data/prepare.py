@@ -29,7 +29,7 @@ from pneumonia.data.decode import decode
 from pneumonia.data.prepared import COLUMNS, PreparedData, load_prepared
 from pneumonia.data.sources import read_source
 from pneumonia.data.sources.folder import Listed, fingerprint, list_images
-from pneumonia.data.split import assign, straddlers
+from pneumonia.data.split import assign, check_official, straddlers
 from pneumonia.errors import DataError
 from pneumonia.files import replace_directory, write_json
 
@@ -112,33 +112,32 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
     listed, keys = [listed[row] for row in chosen], [keys[row] for row in chosen]
     # Before the decoding too, so that nobody waits for a refusal that is certain.
     _check_enough(listed, keys, origin)
+    if config.split.strategy == "official":
+        check_official([entry.part for entry in listed])
     decoded = decode(root, listed, building / contract.PIXELS_FILE, config.data.workers)
     joined = keys_of.join_patients(keys, [(keys[one], keys[other]) for one, other in decoded.duplicates])
     kept, patients = [listed[row] for row in decoded.kept], np.array([joined[row] for row in decoded.kept])
-    few = _check_enough(kept, patients.tolist(), origin)
+    for warning in _check_enough(kept, patients.tolist(), origin):
+        print(f"warning: {warning}", file=sys.stderr)
     labels = np.array([entry.label for entry in kept], np.int64)
     parts, note = assign(config.split, labels, patients, [entry.part for entry in kept])
-    split = {**dataclasses.asdict(config.split), "note": note,
-             "straddling_patients": _straddling(config.split, origin, parts, patients)}  # fmt: skip
-    for warning in few:
-        print(f"warning: {warning}", file=sys.stderr)
-    table = [
+    straddling = _straddling(config.split, origin, parts, patients)
+    rows = [
         (entry.path, contract.LABELS[entry.label], patient, part, keys_of.group_of(Path(entry.path).name), digest)
         for entry, patient, part, digest in zip(kept, patients, parts, decoded.digests, strict=True)
     ]
     with (building / contract.INDEX_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *table])
-    spec = Preprocessing()
+        csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
     manifest = {
-        "digest": _digest(table, spec),
+        "digest": _digest(rows, Preprocessing()),
         "fingerprint": mark,
         "source": source["source"],
         "synthetic": source["synthetic"],
         "patients": keys_of.UNKNOWN if origin == keys_of.UNKNOWN else keys_of.NAMED,
         "patients_from": origin,
-        "split": split,
+        "split": {**dataclasses.asdict(config.split), "note": note, "straddling_patients": straddling},
         "counts": _counts(labels, patients, parts),
-        "preprocessing": spec.to_json(),
+        "preprocessing": Preprocessing().to_json(),
         "fraction": config.data.fraction,
         "unreadable": [{"path": listed[row].path, "why": why} for row, why in decoded.unreadable],
         "duplicates": [{"path": listed[row].path, "same_as": listed[first].path} for row, first in decoded.duplicates],

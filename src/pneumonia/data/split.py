@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 
 
 def assign(
-    config: SplitConfig, labels: Labels, patients: Strings, official: list[str | None]
+    config: SplitConfig, labels: Labels, patients: Strings, official: Sequence[str | None]
 ) -> tuple[Strings, str | None]:
     """The part (train, val or test) by image, and a note where the official split had to be completed.
 
@@ -77,22 +78,27 @@ def _divide(config: SplitConfig, labels: Labels, units: Strings, shares: dict[st
     return assigned
 
 
-def _official(
-    config: SplitConfig, labels: Labels, patients: Strings, official: list[str | None]
-) -> tuple[Strings, str | None]:
-    """The data set's own parts; where val is absent or tiny, train and val are divided anew by patient."""
-    parts = np.array([part or "" for part in official], dtype="<U5")
+def check_official(official: Sequence[str | None]) -> None:
+    """Raises DataError where the data set's own parts, by image, cannot be used for split.strategy=official."""
     for needed in ("train", "test"):
-        if not (parts == needed).any():
+        if needed not in official:
             raise DataError(
                 f"split.strategy=official: no image is in a {needed} part; use split.strategy=patient, or bring train "
                 "and test folders or a split column in labels.csv"
             )
-    if (parts == "").any():
+    if None in official:
         raise DataError(
-            f"split.strategy=official: {int((parts == '').sum())} images are in none of train, val and test; move "
-            "them, fill their split in labels.csv, or use split.strategy=patient"
+            f"split.strategy=official: {official.count(None)} images are in none of train, val and test; move them, "
+            "fill their split in labels.csv, or use split.strategy=patient"
         )
+
+
+def _official(
+    config: SplitConfig, labels: Labels, patients: Strings, official: Sequence[str | None]
+) -> tuple[Strings, str | None]:
+    """The data set's own parts; where val is absent or tiny, train and val are divided anew by patient."""
+    check_official(official)
+    parts = np.array(official, dtype="<U5")
     small = int((parts == "val").sum())
     if small >= MIN_VAL_IMAGES:
         return parts, None

@@ -77,7 +77,7 @@ def list_images(root: Path) -> list[Listed]:
     if not listed:
         raise DataError(
             f"{root}: no {', '.join(SUFFIXES)} files in folders NORMAL and PNEUMONIA, directly or under train, val, "
-            f"test, and no {LABELS_FILE}; found {_some(entry.name for entry in root.iterdir())}"
+            f"test, and no {LABELS_FILE}; found {_some(root)}"
         )
     for index, name in enumerate(contract.LABELS):
         if not any(entry.label == index for entry in listed):
@@ -85,10 +85,10 @@ def list_images(root: Path) -> list[Listed]:
     return listed
 
 
-def _some(names: Iterator[str], most: int = 8) -> str:
-    """The first few of some names for a message."""
-    known = sorted(names)
-    return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "") or "nothing"
+def _some(root: Path, most: int = 8) -> str:
+    """The first few names in a folder, for a message."""
+    names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
 def _folders(base: Path) -> list[Path]:
