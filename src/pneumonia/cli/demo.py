@@ -138,6 +138,7 @@ def _ask_one(
     from pneumonia.inference.predictor import open_predictor
 
     began = time.monotonic()
+    print(f"demo: asking {name}", file=sys.stderr, flush=True)
     bundle = None if mode == "triton" else run.bundle.path
     # What is asked for here is not required of a machine: no GPU, an extra that is not installed. For TensorRT the
     # bundle of a machine without a GPU has no engine either.
@@ -157,6 +158,7 @@ def _server(run: PipelineRun, answers: Answers) -> Iterator[dict[str, str]]:
     from pneumonia.triton.server import TritonServer
 
     began = time.monotonic()
+    print("demo: starting the server on the published release", file=sys.stderr, flush=True)
     http, grpc, metrics = free_ports(3)
     server = TritonServer(
         run.release, http_port=http, grpc_port=grpc, metrics_port=metrics, log=run.path / "triton.log"
