@@ -53,7 +53,7 @@ def decode(root: Path, listed: Sequence[Listed], cache: Path, workers: int) -> D
         _write_header(stream, len(listed))
         for row, (image, text) in enumerate(parallel_map(_read, paths, workers, "prepare")):
             if image is None:
-                result.unreadable.append((row, text))
+                result.unreadable.append((row, printable(text)))
             elif text in first:
                 _check_same_label(listed[first[text]], listed[row])
                 result.duplicates.append((row, first[text]))
@@ -67,6 +67,11 @@ def decode(root: Path, listed: Sequence[Listed], cache: Path, workers: int) -> D
         _write_header(stream, len(result.kept))
     _report(root, result, len(listed), time.monotonic() - started)
     return result
+
+
+def printable(text: str) -> str:
+    """Text with a file name in it: bytes of a name that are not UTF-8, which old archives bring, as \\udcXX."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _read(path: str) -> tuple[npt.NDArray[np.uint8] | None, str]:

@@ -25,7 +25,7 @@ from pneumonia import __version__, contract
 from pneumonia.config.schema import Config, SplitConfig
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data import patients as keys_of
-from pneumonia.data.decode import decode
+from pneumonia.data.decode import decode, printable
 from pneumonia.data.prepared import COLUMNS, PreparedData, load_prepared
 from pneumonia.data.sources import read_source
 from pneumonia.data.sources.folder import Listed, fingerprint, list_images
@@ -139,8 +139,11 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
         "counts": _counts(labels, patients, parts),
         "preprocessing": Preprocessing().to_json(),
         "fraction": config.data.fraction,
-        "unreadable": [{"path": listed[row].path, "why": why} for row, why in decoded.unreadable],
-        "duplicates": [{"path": listed[row].path, "same_as": listed[first].path} for row, first in decoded.duplicates],
+        "unreadable": [{"path": printable(listed[row].path), "why": why} for row, why in decoded.unreadable],
+        "duplicates": [
+            {"path": printable(listed[row].path), "same_as": printable(listed[first].path)}
+            for row, first in decoded.duplicates
+        ],
     }
     write_json(building / contract.DATA_MANIFEST, manifest)
 
