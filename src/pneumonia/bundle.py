@@ -92,6 +92,29 @@ class Manifest:
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{where}: damaged manifest ({error!r}); restore the bundle from its release") from error
 
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """The manifest in a bundle.json alone. Raises BundleError where it is damaged or of another schema."""
+        return _parse(path.read_bytes(), path)
+
+
+def _parse(raw: bytes, where: Path) -> Manifest:
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(f"{where}: not JSON ({error}); restore the bundle from its release") from error
+    return Manifest.from_json(value, where)
+
+
+def manifest_model_id(path: Path) -> str:
+    """`Bundle.model_id` from a bundle.json alone."""
+    raw = path.read_bytes()
+    return _model_id(_parse(raw, path).name, hashlib.sha256(raw).hexdigest())
+
+
+def _model_id(name: str, digest: str) -> str:
+    return f"{name}@{digest[:12]}"
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -105,7 +128,7 @@ class Bundle:
     @property
     def model_id(self) -> str:
         """Name and the first 12 digits of the digest, such as `pneumonia-local@1f2e3d4c5b6a`."""
-        return f"{self.manifest.name}@{self.digest[:12]}"
+        return _model_id(self.manifest.name, self.digest)
 
     def file(self, name: str) -> Path:
         """Path of a file of the bundle. Raises BundleError where the manifest does not list it."""
@@ -141,10 +164,7 @@ def open_bundle(path: Path | None = None, *, verify: bool = True) -> Bundle:
         ) from error
     except OSError as error:
         raise BundleError(f"{manifest_file}: cannot be read ({error.strerror}); give the bundle's folder") from error
-    try:
-        manifest = Manifest.from_json(json.loads(raw), manifest_file)
-    except ValueError as error:
-        raise BundleError(f"{manifest_file}: not JSON ({error}); restore the bundle from its release") from error
+    manifest = _parse(raw, manifest_file)
     if manifest.labels != contract.LABELS:
         raise BundleError(f"{manifest_file}: labels {list(manifest.labels)}, expected {list(contract.LABELS)}")
     bundle = Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
+from pneumonia import contract
 from pneumonia.core.prediction import Prediction
+from pneumonia.errors import UsageError
+
+DEFAULT_TIMEOUT_S = 30.0
 
 
 class Predictor(Protocol):
@@ -17,3 +23,41 @@ class Predictor(Protocol):
         Raises ImageError for an image that cannot be decoded, ServerUnavailable where a server does not answer.
         """
         ...
+
+
+# Each module is imported only when its mode is asked for: torch alone takes longer than a whole answer.
+_MODES = {
+    "onnx": ("pneumonia.inference.onnx_runtime", "OnnxPredictor"),
+    "pytorch": ("pneumonia.inference.torch_model", "TorchPredictor"),
+    "tensorrt": ("pneumonia.inference.trt_engine", "TensorRTPredictor"),
+}
+
+
+def open_predictor(
+    mode: str,
+    bundle: Path | None = None,
+    device: str = "auto",
+    url: str | None = None,
+    protocol: str = "http",
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> Predictor:
+    """The predictor for a mode of contract.INFER_MODES.
+
+    bundle: folder for every mode but triton, default as in `open_bundle`. device: auto, cpu or cuda. url: host:port of
+    a server, for triton, by default its standard port on this machine. Raises UsageError for an unknown word,
+    MissingPrerequisite where a bundle, a package or a GPU is missing.
+    """
+    for word, value, allowed in (
+        ("mode", mode, contract.INFER_MODES),
+        ("device", device, contract.DEVICES),
+        ("protocol", protocol, contract.PROTOCOLS),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{word} {value!r}: not one of {', '.join(allowed)}")
+    if mode == "triton":
+        from pneumonia.inference.triton_client import TritonPredictor
+
+        return TritonPredictor(url, protocol, timeout_s)
+    module, name = _MODES[mode]
+    predictor: Predictor = getattr(importlib.import_module(module), name)(bundle, device)
+    return predictor

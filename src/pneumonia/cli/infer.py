@@ -1,0 +1,95 @@
+"""`pneumoctl infer` and `pneumoctl serve`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import typer
+
+from pneumonia import contract
+
+_BUNDLE = typer.Option(None, help="Bundle folder; default: $PNEUMONIA_BUNDLE or ./models.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("infer")(infer)
+    app.command("serve")(serve)
+
+
+def infer(
+    images: list[Path] = typer.Argument(..., metavar="IMAGE...", help="JPEG or PNG files."),
+    mode: str = typer.Option("onnx", help=f"What answers: {', '.join(contract.INFER_MODES)}."),
+    bundle: Path | None = _BUNDLE,
+    device: str = typer.Option("auto", help=f"Where it runs: {', '.join(contract.DEVICES)}."),
+    url: str | None = typer.Option(None, help="Server for --mode triton, host:port; default: this machine."),
+    protocol: str = typer.Option("http", help=f"For --mode triton: {', '.join(contract.PROTOCOLS)}."),
+    timeout: float = typer.Option(30.0, min=0.1, help="Seconds to wait for a server's answer."),
+) -> None:
+    """Say NORMAL or PNEUMONIA for each image, with a calibrated confidence.
+
+    One JSON object a line, indented where one image is asked for on a terminal. An image that cannot be read is
+    reported on stderr, the others are answered, and the exit code is 3.
+    """
+    from pneumonia.core.image import read_image
+    from pneumonia.errors import ImageError
+    from pneumonia.inference.predictor import open_predictor
+
+    predictor = open_predictor(mode, bundle, device, url, protocol, timeout)
+    indent = 2 if len(images) == 1 and sys.stdout.isatty() else None
+    failed = False
+    for path in images:
+        try:
+            (answer,) = predictor.predict([read_image(path)])
+        except ImageError as error:
+            # The reader below knows an image by its place only.
+            reason = str(error).removeprefix(f"{path}: ").removeprefix("image 0: ")
+            print(f"error: {path}: {reason}", file=sys.stderr)
+            failed = True
+            continue
+        result = {"filename": path.name, "mode": mode, "prediction": answer.label,
+                  "confidence": f"{answer.confidence:.4f}"}  # fmt: skip
+        print(json.dumps(result, indent=indent, ensure_ascii=False), flush=True)
+    if failed:
+        raise typer.Exit(ImageError.exit_code)
+
+
+def serve(
+    bundle: Path | None = _BUNDLE,
+    release: Path | None = typer.Option(None, help="Serve this release, as `pneumoctl publish` wrote it, instead."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines in."),
+    http_port: int = typer.Option(contract.HTTP_PORT, help="KServe v2 over HTTP."),
+    grpc_port: int = typer.Option(contract.GRPC_PORT, help="KServe v2 over gRPC."),
+    metrics_port: int = typer.Option(contract.METRICS_PORT, help="Prometheus metrics."),
+    log_file: Path | None = typer.Option(None, help="The server's own log; default: a temporary file."),
+) -> None:
+    """Serve a bundle with Triton until Ctrl-C. Prints one JSON line once it answers."""
+    import tempfile
+
+    from pneumonia.bundle import open_bundle
+    from pneumonia.triton.repository import write_repository
+    from pneumonia.triton.server import TritonServer
+
+    # A service manager's stop is a clean end too, and a shell starts background jobs with Ctrl-C switched off.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="pneumonia-repository.") as temporary:
+        repository = release or Path(temporary)
+        if release is None:
+            write_repository(open_bundle(bundle), repository)
+        server = TritonServer(repository, http_port, grpc_port, metrics_port, host, log_file)
+        try:
+            with server:
+                server.wait_ready()
+                ready = {"model": contract.ENSEMBLE, "http": server.http_url, "grpc": f"{host}:{grpc_port}",
+                         "metrics": f"http://{host}:{metrics_port}/metrics"}  # fmt: skip
+                print(json.dumps(ready), flush=True)
+                print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
+                code = server.wait()
+                print(f"error: the server ended by itself with code {code}", file=sys.stderr)
+                raise typer.Exit(1)
+        except KeyboardInterrupt:
+            print("serve: stopped", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""ONNX Runtime in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pneumonia import contract
+from pneumonia.bundle import open_bundle
+from pneumonia.core.prediction import Prediction, predictions
+from pneumonia.core.preprocess import preprocess
+from pneumonia.errors import BundleError, DeviceUnavailable
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+def open_session(graph: Path, device: str) -> Any:
+    """An onnxruntime.InferenceSession on `device` (auto, cpu or cuda).
+
+    Raises DeviceUnavailable where cuda is asked for and this ONNX Runtime has none, BundleError where the graph cannot
+    be read.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if device == "cuda" and _CUDA not in available:
+        raise DeviceUnavailable(
+            f"--device cuda: this ONNX Runtime offers {', '.join(available)}; install onnxruntime-gpu on a machine "
+            "with an NVIDIA GPU, or use --device cpu"
+        )
+    providers = [_CPU] if device == "cpu" or _CUDA not in available else [_CUDA, _CPU]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises a class of its own for each cause, all of them from Exception.
+        raise BundleError(f"{graph}: ONNX Runtime cannot load it ({error}); export the bundle again") from error
+
+
+class OnnxPredictor:
+    """Answers with model.onnx of a bundle."""
+
+    def __init__(self, bundle: Path | None, device: str) -> None:
+        self.bundle = open_bundle(bundle)
+        self.session = open_session(self.bundle.file(contract.ONNX_FILE), device)
+
+    def predict(self, images: Sequence[bytes]) -> list[Prediction]:
+        """See `Predictor`."""
+        manifest = self.bundle.manifest
+        pixel_values = preprocess(images, manifest.preprocessing)
+        (logits,) = self.session.run([contract.TENSOR_OUTPUT], {contract.TENSOR_INPUT: pixel_values})
+        return predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)

@@ -1,0 +1,76 @@
+"""TensorRT in this process. Written against the TensorRT 10 bindings; not run on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pneumonia import contract
+from pneumonia.bundle import open_bundle
+from pneumonia.core.prediction import Prediction, predictions
+from pneumonia.core.preprocess import preprocess
+from pneumonia.errors import BundleError, DependencyMissing, DeviceUnavailable
+
+
+def _load_libraries() -> tuple[Any, Any]:
+    """tensorrt and torch, on a machine that can use them."""
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise DependencyMissing(
+            "--mode tensorrt needs the package tensorrt and an NVIDIA GPU: pip install 'pneumonia[tensorrt]' on a GPU "
+            "machine, or use --mode onnx"
+        ) from error
+    try:
+        import torch
+    except ImportError as error:
+        raise DependencyMissing(
+            "--mode tensorrt needs torch for device memory: pip install 'pneumonia[train]'"
+        ) from error
+    if not torch.cuda.is_available():
+        raise DeviceUnavailable("--mode tensorrt: no NVIDIA GPU is visible here; use --mode onnx")
+    return tensorrt, torch
+
+
+class TensorRTPredictor:
+    """Answers with model.engine of a bundle, built on a GPU of the same kind."""
+
+    def __init__(self, bundle: Path | None, device: str) -> None:
+        if device == "cpu":
+            raise DeviceUnavailable("--mode tensorrt runs on a GPU only; use --device cuda, or --mode onnx")
+        self.tensorrt, self.torch = _load_libraries()
+        self.bundle = open_bundle(bundle)
+        path = self.bundle.file(contract.ENGINE_FILE)
+        runtime = self.tensorrt.Runtime(self.tensorrt.Logger(self.tensorrt.Logger.WARNING))
+        self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            raise BundleError(
+                f"{path}: TensorRT {self.tensorrt.__version__} on {self.torch.cuda.get_device_name()} cannot load it; "
+                "an engine runs only with the release and the GPU it was built for, build it again here"
+            )
+        self.context = self.engine.create_execution_context()
+        # The profile's (least, usual, largest) input shapes; what is longer goes in several runs.
+        self.largest = int(self.engine.get_tensor_profile_shape(contract.TENSOR_INPUT, 0)[2][0])
+
+    def predict(self, images: Sequence[bytes]) -> list[Prediction]:
+        """See `Predictor`."""
+        manifest = self.bundle.manifest
+        answers: list[Prediction] = []
+        for start in range(0, len(images), self.largest):
+            pixel_values = preprocess(images[start : start + self.largest], manifest.preprocessing)
+            logits = self._run(self.torch.from_numpy(pixel_values).cuda())
+            answers += predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)
+        return answers
+
+    def _run(self, pixel_values: Any) -> Any:
+        """pixel_values (B, 3, 224, 224) float32 on the GPU -> logits (B, 2) float32 as a numpy array."""
+        logits = self.torch.empty((len(pixel_values), len(contract.LABELS)), dtype=self.torch.float32, device="cuda")
+        self.context.set_input_shape(contract.TENSOR_INPUT, tuple(pixel_values.shape))
+        self.context.set_tensor_address(contract.TENSOR_INPUT, pixel_values.data_ptr())
+        self.context.set_tensor_address(contract.TENSOR_OUTPUT, logits.data_ptr())
+        stream = self.torch.cuda.current_stream()
+        if not self.context.execute_async_v3(stream.cuda_stream):
+            raise DeviceUnavailable("TensorRT could not run the engine; its own log above says why")
+        stream.synchronize()
+        return logits.cpu().numpy()

@@ -1,0 +1,130 @@
+"""Writes the Triton model repository of a bundle: three steps and the ensemble that joins them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle
+from pneumonia.errors import UsageError
+from pneumonia.files import write_text
+
+BACKENDS = ("python", "onnxruntime", "tensorrt")
+"""Of the tensor model. python runs ONNX Runtime inside Triton's Python backend, for servers without the other two."""
+ENGINE_FILE = "model.plan"
+"""What Triton's TensorRT backend calls an engine."""
+MAX_QUEUE_SIZE = 128
+"""Requests that may wait at a step; the next one is answered 503 at once instead of growing the delay."""
+QUEUE_TIMEOUT_US = 10_000_000
+
+_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
+_MODEL_FILE = "model.py"
+
+
+def write_repository(bundle: Bundle, root: Path, backend: str = "python") -> None:
+    """Write <root>/<model>/config.pbtxt and <root>/<model>/1/... of the four models that `contract` names.
+
+    backend: of the tensor model, one of BACKENDS; the last two were not run on a GPU. The repository holds no path of
+    this machine, so it can be moved and served anywhere. Raises BundleError where the bundle lacks the file that the
+    backend serves.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
+    graph = bundle.file(contract.ENGINE_FILE if backend == "tensorrt" else contract.ONNX_FILE)
+    served = {"tensorrt": ENGINE_FILE}.get(backend, contract.ONNX_FILE)
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    _write_model(
+        root, contract.PREPROCESS_MODEL, _preprocess_config(), {contract.BUNDLE_MANIFEST: manifest}, "preprocess"
+    )
+    _write_model(
+        root, contract.TENSOR_MODEL, _tensor_config(backend), {served: graph}, "tensor" if backend == "python" else None
+    )
+    _write_model(
+        root, contract.POSTPROCESS_MODEL, _postprocess_config(), {contract.BUNDLE_MANIFEST: manifest}, "postprocess"
+    )
+    _write_model(root, contract.ENSEMBLE, _ensemble_config(), {}, None)
+
+
+def _write_model(root: Path, name: str, config: str, files: dict[str, Path], backend_module: str | None) -> None:
+    """One model folder. backend_module: file of triton/backend that becomes the model's Python code."""
+    version = root / name / contract.MODEL_VERSION
+    version.mkdir(parents=True, exist_ok=True)
+    for target, source in files.items():
+        shutil.copyfile(source, version / target)
+    if backend_module is not None:
+        shutil.copyfile(Path(__file__).parent / "backend" / f"{backend_module}.py", version / _MODEL_FILE)
+    else:
+        # Git and object stores forget empty folders, and Triton wants the version of an ensemble to exist.
+        (version / ".keep").touch()
+    write_text(root / name / "config.pbtxt", config)
+
+
+def _tensor(kind: str, name: str, datatype: str, dims: tuple[int, ...]) -> str:
+    listed = ", ".join(map(str, dims))
+    return f'{kind} [ {{ name: "{name}" data_type: {_TYPES[datatype]} dims: [ {listed} ] }} ]\n'
+
+
+def _outputs() -> str:
+    return "".join(_tensor("output", name, datatype, (1,)) for name, datatype in contract.ENSEMBLE_OUTPUTS.items())
+
+
+_IMAGE = _tensor("input", contract.ENSEMBLE_INPUT, "BYTES", (1,))
+
+
+def _head(name: str, backend: str | None, platform: str | None = None) -> str:
+    engine = f'backend: "{backend}"' if backend else f'platform: "{platform}"'
+    return f'name: "{name}"\n{engine}\nmax_batch_size: {contract.MAX_BATCH_SIZE}\n'
+
+
+def _batching() -> str:
+    """Batches what waits, bounds the queue, and refuses what is over."""
+    return (
+        "dynamic_batching {\n"
+        "  default_queue_policy {\n"
+        "    timeout_action: REJECT\n"
+        f"    default_timeout_microseconds: {QUEUE_TIMEOUT_US}\n"
+        f"    max_queue_size: {MAX_QUEUE_SIZE}\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def _instances(kind: str = "KIND_CPU") -> str:
+    return f"instance_group [ {{ count: 1 kind: {kind} }} ]\n"
+
+
+def _preprocess_config() -> str:
+    output = _tensor("output", contract.TENSOR_INPUT, "FP32", contract.TENSOR_INPUT_DIMS)
+    return _head(contract.PREPROCESS_MODEL, "python") + _IMAGE + output + _batching() + _instances()
+
+
+def _tensor_config(backend: str) -> str:
+    tensors = _tensor("input", contract.TENSOR_INPUT, "FP32", contract.TENSOR_INPUT_DIMS) + _tensor(
+        "output", contract.TENSOR_OUTPUT, "FP32", contract.TENSOR_OUTPUT_DIMS
+    )
+    instances = _instances("KIND_CPU" if backend == "python" else "KIND_GPU")
+    return _head(contract.TENSOR_MODEL, backend) + tensors + _batching() + instances
+
+
+def _postprocess_config() -> str:
+    logits = _tensor("input", contract.TENSOR_OUTPUT, "FP32", contract.TENSOR_OUTPUT_DIMS)
+    return _head(contract.POSTPROCESS_MODEL, "python") + logits + _outputs() + _batching() + _instances()
+
+
+def _ensemble_config() -> str:
+    def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
+        maps = [f'    input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
+        maps += [f'    output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
+        return "\n".join(["  step {", f'    model_name: "{model}"', "    model_version: -1", *maps, "  }"])
+
+    def same(*names: str) -> dict[str, str]:
+        return {name: name for name in names}
+
+    steps = [
+        step(contract.PREPROCESS_MODEL, same(contract.ENSEMBLE_INPUT), same(contract.TENSOR_INPUT)),
+        step(contract.TENSOR_MODEL, same(contract.TENSOR_INPUT), same(contract.TENSOR_OUTPUT)),
+        step(contract.POSTPROCESS_MODEL, same(contract.TENSOR_OUTPUT), same(*contract.ENSEMBLE_OUTPUTS)),
+    ]
+    scheduling = "\n".join(["ensemble_scheduling {", *steps, "}", ""])
+    return _head(contract.ENSEMBLE, None, "ensemble") + _IMAGE + _outputs() + scheduling
