@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,25 +282,29 @@ def test_preparing_before_fetching_says_so(tmp_path: Path) -> None:
         prepare(folder_config(tmp_path), tmp_path / "raw", tmp_path / "prepared")
 
 
-def _prepare_at(start: float, root: Path, out: Path, answers: multiprocessing.Queue[str]) -> None:
+def _prepare_together(barrier: Any, root: Path, out: Path, answers: Any) -> None:
     config = folder_config(root, workers=1)
-    time.sleep(max(0.0, start - time.time()))
-    answers.put(prepare(config, out / "raw", out / "prepared").manifest["digest"])
+    said = io.StringIO()
+    barrier.wait(60)
+    with contextlib.redirect_stderr(said):
+        digest = prepare(config, out / "raw", out / "prepared").manifest["digest"]
+    answers.put((digest, "is up to date" in said.getvalue()))
 
 
-def test_two_processes_at_once_do_the_work_once(kaggle: Path, tmp_path: Path) -> None:
+def test_of_two_processes_at_once_one_waits_for_the_other(kaggle: Path, tmp_path: Path) -> None:
     fetch(folder_config(kaggle).data, tmp_path / "raw")
     context = multiprocessing.get_context("spawn")
-    answers: multiprocessing.Queue[str] = context.Queue()
-    arguments = (time.time() + 2.0, kaggle, tmp_path, answers)
-    both = [context.Process(target=_prepare_at, args=arguments) for _ in range(2)]
+    answers = context.Queue()
+    arguments = (context.Barrier(2), kaggle, tmp_path, answers)
+    both = [context.Process(target=_prepare_together, args=arguments) for _ in range(2)]
     for process in both:
         process.start()
-    digests = {answers.get(timeout=60) for _ in both}
+    digests, waited = zip(*[answers.get(timeout=60) for _ in both], strict=True)
     for process in both:
         process.join()
     data = load_prepared(tmp_path / "prepared")
-    assert digests == {data.manifest["digest"]}
+    assert set(digests) == {data.manifest["digest"]}
+    assert sorted(waited) == [False, True]
     assert len(set(data.index["sha256"])) == 96
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".prepared.lock", "prepared", "raw", "xrays"]
 
