@@ -102,18 +102,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 def _build(config: Config, source: dict[str, Any], root: Path, listed: list[Listed], mark: str, building: Path) -> None:
     """Write pixel cache, index and manifest into the empty folder `building`."""
-    keys, origin = keys_of.patient_keys(
-        [Path(entry.path).name for entry in listed],
-        [entry.patient for entry in listed],
-        config.data.patients,
-        config.data.patient_regex,
-    )
-    chosen = _sample(config, listed, np.array(keys))
-    listed, keys = [listed[row] for row in chosen], [keys[row] for row in chosen]
-    # Before the decoding too, so that nobody waits for a refusal that is certain.
-    _check_enough(listed, keys, origin)
-    if config.split.strategy == "official":
-        check_official([entry.part for entry in listed])
+    listed, keys, origin = _choose(config, listed)
     decoded = decode(root, listed, building / contract.PIXELS_FILE, config.data.workers)
     joined = keys_of.join_patients(keys, [(keys[one], keys[other]) for one, other in decoded.duplicates])
     kept, patients = [listed[row] for row in decoded.kept], np.array([joined[row] for row in decoded.kept])
@@ -146,6 +135,25 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
         ],
     }
     write_json(building / contract.DATA_MANIFEST, manifest)
+
+
+def _choose(config: Config, listed: list[Listed]) -> tuple[list[Listed], list[str], str]:
+    """The images to decode, their patient keys and where those come from.
+
+    Everything that needs no pixels refuses here, so that nobody waits for a refusal that is certain.
+    """
+    keys, origin = keys_of.patient_keys(
+        [Path(entry.path).name for entry in listed],
+        [entry.patient for entry in listed],
+        config.data.patients,
+        config.data.patient_regex,
+    )
+    rows = _sample(config, listed, np.array(keys))
+    listed, keys = [listed[row] for row in rows], [keys[row] for row in rows]
+    _check_enough(listed, keys, origin)
+    if config.split.strategy == "official":
+        check_official([entry.part for entry in listed])
+    return listed, keys, origin
 
 
 def _counts(labels: npt.NDArray[np.int64], patients: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> Any:
