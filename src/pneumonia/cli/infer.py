@@ -6,10 +6,14 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from pneumonia import contract
+
+if TYPE_CHECKING:
+    from pneumonia.triton.server import TritonServer
 
 _BUNDLE = typer.Option(None, help="Bundle folder; default: $PNEUMONIA_BUNDLE or ./models.")
 
@@ -50,7 +54,9 @@ def infer(
             print(f"error: {path}: {reason}", file=sys.stderr)
             failed = True
             continue
-        result = {"filename": path.name, "mode": mode, "prediction": answer.label,
+        # A name that is not UTF-8 cannot be printed as it is.
+        name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        result = {"filename": name, "mode": mode, "prediction": answer.label,
                   "confidence": f"{answer.confidence:.4f}"}  # fmt: skip
         print(json.dumps(result, indent=indent, ensure_ascii=False), flush=True)
     if failed:
@@ -61,35 +67,55 @@ def serve(
     bundle: Path | None = _BUNDLE,
     release: Path | None = typer.Option(None, help="Serve this release, as `pneumoctl publish` wrote it, instead."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines in."),
-    http_port: int = typer.Option(contract.HTTP_PORT, help="KServe v2 over HTTP."),
-    grpc_port: int = typer.Option(contract.GRPC_PORT, help="KServe v2 over gRPC."),
-    metrics_port: int = typer.Option(contract.METRICS_PORT, help="Prometheus metrics."),
+    http_port: int = typer.Option(contract.HTTP_PORT, min=1, max=65535, help="KServe v2 over HTTP."),
+    grpc_port: int = typer.Option(contract.GRPC_PORT, min=1, max=65535, help="KServe v2 over gRPC."),
+    metrics_port: int = typer.Option(contract.METRICS_PORT, min=1, max=65535, help="Prometheus metrics."),
     log_file: Path | None = typer.Option(None, help="The server's own log; default: a temporary file."),
 ) -> None:
     """Serve a bundle with Triton until Ctrl-C. Prints one JSON line once it answers."""
     import tempfile
 
-    from pneumonia.bundle import open_bundle
-    from pneumonia.triton.repository import write_repository
+    from pneumonia.errors import UsageError
     from pneumonia.triton.server import TritonServer
 
-    # A service manager's stop is a clean end too, and a shell starts background jobs with Ctrl-C switched off.
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="pneumonia-repository.") as temporary:
-        repository = release or Path(temporary)
-        if release is None:
-            write_repository(open_bundle(bundle), repository)
-        server = TritonServer(repository, http_port, grpc_port, metrics_port, host, log_file)
-        try:
-            with server:
-                server.wait_ready()
-                ready = {"model": contract.ENSEMBLE, "http": server.http_url, "grpc": f"{host}:{grpc_port}",
-                         "metrics": f"http://{host}:{metrics_port}/metrics"}  # fmt: skip
-                print(json.dumps(ready), flush=True)
-                print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
-                code = server.wait()
-                print(f"error: the server ended by itself with code {code}", file=sys.stderr)
-                raise typer.Exit(1)
-        except KeyboardInterrupt:
-            print("serve: stopped", file=sys.stderr)
+    if bundle is not None and release is not None:
+        raise UsageError("--bundle and --release: give one of them")
+    # A service manager's stop is a clean end too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="pneumonia-repository.") as temporary:
+            repository = _repository(bundle, release, Path(temporary))
+            _serve(TritonServer(repository, http_port, grpc_port, metrics_port, host, log_file))
+    except KeyboardInterrupt:
+        print("serve: stopped", file=sys.stderr)
+
+
+def _repository(bundle: Path | None, release: Path | None, temporary: Path) -> Path:
+    """The release, its files verified, or a repository written from the bundle."""
+    from pneumonia.bundle import open_bundle
+    from pneumonia.release.publish import verify_release
+    from pneumonia.triton.repository import write_repository
+
+    if release is not None:
+        synthetic = verify_release(release)["synthetic"]
+    else:
+        opened = open_bundle(bundle)
+        synthetic = opened.manifest.synthetic
+        write_repository(opened, temporary)
+    if synthetic:
+        print("serve: this model was trained on drawn images and means nothing for a patient", file=sys.stderr)
+    return release or temporary
+
+
+def _serve(server: TritonServer) -> None:
+    """Run until interrupted; raise ServerUnavailable where the server ends by itself."""
+    from pneumonia.errors import ServerUnavailable
+
+    with server:
+        server.wait_ready()
+        ready = {"model": contract.ENSEMBLE, "http": server.http_url, "grpc": server.address("grpc"),
+                 "metrics": f"http://{server.address('metrics')}/metrics"}  # fmt: skip
+        print(json.dumps(ready), flush=True)
+        print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
+        code = server.wait()
+        raise ServerUnavailable(f"the server ended by itself with code {code}; its last lines:\n{server.last_lines()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from pneumonia.core.prediction import Prediction
 from pneumonia.errors import ImageError, PneumoniaError, ServerUnavailable, UsageError
 
 _DEFAULT_PORTS = {"http": contract.HTTP_PORT, "grpc": contract.GRPC_PORT}
+_SCHEMES = {"http": ("http", "https"), "grpc": ("grpc", "grpcs")}
+_ENSEMBLE_PREFIX = f"in ensemble '{contract.ENSEMBLE}', "
+_NOBODY_THERE = ("failed to connect", "errors resolving")
+"""gRPC says UNAVAILABLE both for a busy server and for none."""
 CONNECT_TIMEOUT_S = 5.0
 
 
@@ -24,7 +29,7 @@ class TritonPredictor:
     def __init__(self, url: str | None, protocol: str, timeout_s: float) -> None:
         self.protocol = protocol
         self.timeout_s = timeout_s
-        self.target, secure = _parse(url or f"127.0.0.1:{_DEFAULT_PORTS[protocol]}")
+        self.target, secure = _parse(url or f"127.0.0.1:{_DEFAULT_PORTS[protocol]}", protocol)
         if protocol == "http":
             import tritonclient.http as library
 
@@ -52,33 +57,47 @@ class TritonPredictor:
         limit = {"client_timeout": self.timeout_s} if self.protocol == "grpc" else {}
         try:
             result = self.client.infer(contract.ENSEMBLE, [tensor], outputs=outputs, **limit)
-            columns = [result.as_numpy(name).reshape(-1) for name in contract.ENSEMBLE_OUTPUTS]
         except Exception as error:  # The client lets through what its transport raises: sockets, gevent, gRPC.
             raise self._explain(error) from error
+        columns = [result.as_numpy(name).reshape(-1) for name in contract.ENSEMBLE_OUTPUTS]
         return [Prediction(label.decode(), float(c), float(p), float(t), identity.decode())
                 for label, c, p, t, identity in zip(*columns, strict=True)]  # fmt: skip
 
     def _explain(self, error: Exception) -> PneumoniaError:
         """The library's own error for what a client raised."""
         status, message = _status(error)
-        if status in ("400", "StatusCode.INVALID_ARGUMENT"):
-            return ImageError(message)
-        if status in ("404", "StatusCode.NOT_FOUND"):
+        if status in ("404", "StatusCode.NOT_FOUND") or "unknown model" in message:
             return ServerUnavailable(f"{self.target} does not serve {contract.ENSEMBLE} ({message}); check --url")
+        if status in ("400", "StatusCode.INVALID_ARGUMENT"):
+            return ImageError(message.removeprefix(_ENSEMBLE_PREFIX))
+        if isinstance(error, TimeoutError) or status == "StatusCode.DEADLINE_EXCEEDED":
+            return ServerUnavailable(
+                f"no answer from {self.target} over {self.protocol} within {self.timeout_s:g} s; "
+                "see the server's log, or wait longer with --timeout"
+            )
+        if status and not any(sign in message for sign in _NOBODY_THERE):
+            return ServerUnavailable(
+                f"{self.target} did not answer ({status}: {message}); try again later, or see the server's log"
+            )
         return ServerUnavailable(
-            f"no answer from {self.target} over {self.protocol} ({status or type(error).__name__}: {message}); "
-            "start a server with `pneumoctl serve`, or give another with --url"
+            f"no server at {self.target} for {self.protocol} ({message}); start one with `pneumoctl serve`, "
+            "or give another with --url"
         )
 
 
-def _parse(url: str) -> tuple[str, bool]:
+def _parse(url: str, protocol: str) -> tuple[str, bool]:
     """host:port, and whether to encrypt."""
     scheme, separator, rest = url.rpartition("://")
-    if separator and scheme not in ("http", "https", "grpc", "grpcs"):
-        raise UsageError(f"--url {url}: the scheme is http, https, grpc or grpcs, or left out")
-    if not rest.strip("/"):
-        raise UsageError(f"--url {url}: expected host:port")
-    return rest.rstrip("/"), scheme in ("https", "grpcs")
+    target = rest.rstrip("/")
+    try:
+        parts = urlsplit(f"//{target}")
+        complete = bool(parts.hostname and parts.port)
+    except ValueError:
+        complete = False
+    if not complete or (separator and scheme not in _SCHEMES[protocol]):
+        schemes = " or ".join(f"{scheme}://" for scheme in _SCHEMES[protocol])
+        raise UsageError(f"--url {url}: expected host:port, for --protocol {protocol} optionally after {schemes}")
+    return target, scheme == _SCHEMES[protocol][1]
 
 
 def _status(error: Any) -> tuple[str, str]:

@@ -54,7 +54,7 @@ def _write_model(root: Path, name: str, config: str, files: dict[str, Path], bac
         shutil.copyfile(source, version / target)
     if backend_module is not None:
         shutil.copyfile(Path(__file__).parent / "backend" / f"{backend_module}.py", version / _MODEL_FILE)
-    else:
+    elif not files:
         # Git and object stores forget empty folders, and Triton wants the version of an ensemble to exist.
         (version / ".keep").touch()
     write_text(root / name / "config.pbtxt", config)

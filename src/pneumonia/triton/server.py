@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import http.client
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -15,13 +18,18 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import TracebackType
 
 from pneumonia import contract
-from pneumonia.errors import BundleNotFound, DependencyMissing, MissingPrerequisite, PortTaken, ServerUnavailable
+from pneumonia.errors import (
+    BundleNotFound,
+    DependencyMissing,
+    MissingPrerequisite,
+    PortTaken,
+    ServerUnavailable,
+    UsageError,
+)
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
@@ -34,7 +42,8 @@ class TritonServer:
     """A server for one model repository. `with TritonServer(...) as server: server.wait_ready()` stops it at the end.
 
     host: address to listen on; keep the default unless others are meant to reach it. log: file for the server's own
-    output, a temporary one by default.
+    output, a temporary one by default. The server ends when the thread that started it ends, even by SIGKILL, so start
+    it from one that lives as long as the server is needed.
     """
 
     def __init__(
@@ -63,16 +72,20 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """Where the KServe v2 HTTP API answers, with its scheme."""
-        return f"http://{self._reachable()}:{self.ports['http']}"
+        return f"http://{self.address('http')}"
+
+    def address(self, name: str) -> str:
+        """host:port of http, grpc or metrics, as a client on this machine writes it."""
+        return f"{self._reachable()}:{self.ports[name]}"
 
     def _reachable(self) -> str:
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        return "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
 
     def start(self) -> None:
         """Start the process; `wait_ready` waits for it.
 
         Raises MissingPrerequisite on another platform than Linux x86-64, DependencyMissing without the wheel,
-        BundleNotFound without a repository, PortTaken where a port is in use.
+        BundleNotFound without a repository, PortTaken where a port is in use, UsageError for one port given twice.
         """
         wheel = _wheel()
         if not (self.repository / contract.ENSEMBLE / "config.pbtxt").is_file():
@@ -80,12 +93,21 @@ class TritonServer:
                 f"{self.repository}: no model repository ({contract.ENSEMBLE}/config.pbtxt is missing); "
                 "write one with `pneumoctl publish`"
             )
-        for name, port in self.ports.items():
-            _check_port(self.host, port, name)
+        _check_ports(self.host, self.ports)
         self._home = Path(tempfile.mkdtemp(prefix="pneumonia-triton."))
+        try:
+            self._launch(wheel)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self, wheel: Path) -> None:
+        assert self._home is not None
         self._log = self._log or self._home / "triton.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         _assemble(wheel, self._home / "backends" / "python")
+        # The models' byte code is written beside them: into links, and a release stays as it was published.
+        _link_files(self.repository, self._home / "models")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command(wheel),
@@ -94,20 +116,22 @@ class TritonServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=functools.partial(_die_with_parent, ctypes.CDLL(None), os.getpid()),
             )
 
     def _command(self, wheel: Path) -> list[str]:
         assert self._home is not None
         return [
             str(wheel / "bin" / "tritonserver"),
-            f"--model-repository={self.repository}",
+            f"--model-repository={self._home / 'models'}",
             f"--backend-directory={self._home / 'backends'}",
             f"--http-address={self.host}", f"--http-port={self.ports['http']}",
             f"--grpc-address={self.host}", f"--grpc-port={self.ports['grpc']}",
             f"--metrics-address={self.host}", f"--metrics-port={self.ports['metrics']}",
             # Models come from the release and from nowhere else while it runs.
             "--model-control-mode=none",
+            # The configurations are complete; completing them would start every Python model twice.
+            "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
             "--exit-timeout-secs=5",
         ]  # fmt: skip
@@ -118,20 +142,30 @@ class TritonServer:
         Raises ServerUnavailable, with the last lines of the log, where the process ends or the time runs out.
         """
         assert self.process is not None
-        url = f"{self.http_url}/v2/models/{contract.ENSEMBLE}/ready"
         started = said = time.monotonic()
         while time.monotonic() - started < timeout_s:
             if self.process.poll() is not None:
                 raise ServerUnavailable(
-                    f"the server ended with code {self.process.returncode} while starting:\n{self._last_lines()}"
+                    f"the server ended with code {self.process.returncode} while starting:\n{self.last_lines()}"
                 )
-            if _answers(url):
+            if self._answers():
                 return
             if time.monotonic() - said >= 5:
                 said = time.monotonic()
                 print(f"serve: waiting for the models, {said - started:.0f} s", file=sys.stderr, flush=True)
             time.sleep(0.1)
-        raise ServerUnavailable(f"the models are not ready after {timeout_s:.0f} s:\n{self._last_lines()}")
+        raise ServerUnavailable(f"the models are not ready after {timeout_s:.0f} s:\n{self.last_lines()}")
+
+    def _answers(self) -> bool:
+        # Straight to the server: a proxy that the environment names knows nothing of this machine's ports.
+        connection = http.client.HTTPConnection(self._reachable(), self.ports["http"], timeout=2)
+        try:
+            connection.request("GET", f"/v2/models/{contract.ENSEMBLE}/ready")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def wait(self) -> int:
         """Wait for the process to end; its exit code."""
@@ -141,24 +175,24 @@ class TritonServer:
     def stop(self) -> None:
         """End the server and the model processes it started; safe to call twice."""
         process, self.process = self.process, None
-        if process is not None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_TIMEOUT_S)
-            # The stubs share the server's process group; none may outlive it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)
-            self._home = None
+        try:
+            if process is not None:
+                _end(process)
+        finally:
+            if self._home is not None:
+                shutil.rmtree(self._home, ignore_errors=True)
+                self._home = None
 
-    def _last_lines(self) -> str:
+    def last_lines(self) -> str:
+        """The last errors in the server's own log, or its last lines where it names none."""
         assert self._log is not None
         try:
-            return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
+            lines = self._log.read_text("utf-8", "replace").splitlines()
         except OSError:
             return "(no log)"
+        # Triton starts a line with its severity, the month and the day.
+        errors = [line for line in lines if re.match(r"E\d{4} ", line)]
+        return "\n".join((errors or lines)[-_LOG_LINES:])
 
 
 def _wheel() -> Path:
@@ -185,6 +219,15 @@ def _assemble(wheel: Path, target: Path) -> None:
         (target / source.name).symlink_to(source)
 
 
+def _link_files(source: Path, target: Path) -> None:
+    """The folders of `source` anew, with links to its files."""
+    for path in source.rglob("*"):
+        if path.is_file() and path.parent.name != "__pycache__":
+            link = target / path.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+
+
 def _environment(wheel: Path) -> dict[str, str]:
     """The child's environment: the wheel's libraries, libpython, and where the models find their packages."""
     site = wheel.parents[1]
@@ -196,32 +239,42 @@ def _environment(wheel: Path) -> dict[str, str]:
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([present] if present else [])]),
         SITE_PACKAGES_ENV: os.pathsep.join(dict.fromkeys(folders)),
-        # A release may lie on a read-only disk, and stays as it was published anyway.
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
-def _check_port(host: str, port: int, name: str) -> None:
-    with socket.socket() as probe:
-        # As the server does, so that a port which a finished server left in TIME_WAIT counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortTaken(
-                f"{host}:{port} cannot be used for {name} ({error.strerror}); stop what listens there or choose "
-                f"another with --{name}-port"
-            ) from error
+def _check_ports(host: str, ports: dict[str, int]) -> None:
+    if len(set(ports.values())) < len(ports):
+        given = ", ".join(f"--{name}-port {port}" for name, port in ports.items())
+        raise UsageError(f"{given}: each needs a port of its own")
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            # As the server does, so that a port which a finished server left in TIME_WAIT counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except socket.gaierror as error:
+                raise UsageError(f"--host {host}: {error.strerror}; expected an IPv4 address or a host name") from error
+            except (OSError, OverflowError) as error:
+                raise PortTaken(
+                    f"{host}:{port} cannot be used for {name} ({error}); stop what listens there or choose another "
+                    f"with --{name}-port"
+                ) from error
 
 
-def _answers(url: str) -> bool:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, time to finish, then SIGKILL to the whole group: no stub may outlive its server."""
+    process.terminate()
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(libc: ctypes.CDLL, parent: int) -> None:
     """Ask Linux to end this child when its parent dies, even by SIGKILL, so that no port stays taken."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # It died before it could be watched.
+        os._exit(1)
