@@ -227,6 +227,8 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
               "after oversampling", file=sys.stderr)  # fmt: skip
         trainer.train(resume_from_checkpoint=_resume_point(folder) if config.training.resume else None)
         write_json(out.parent / "history.json", trainer.state.log_history)
+        if config.training.oversample:
+            restore_prior(trainer.model, data)
         bundle = _write(config, data, trainer.model, out)
         tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
                      if item["value"] is not None})  # fmt: skip
@@ -241,6 +243,17 @@ def _resume_point(folder: Path) -> str:
         )
     print(f"train: going on from {Path(last).name}", file=sys.stderr)
     return str(last)
+
+
+@torch.no_grad()
+def restore_prior(model: Any, data: PreparedData) -> None:
+    """Give the logits of a model trained on balanced classes the class ratio of the training split.
+
+    By Bayes' rule the log-odds of balanced training lack log(n_PNEUMONIA / n_NORMAL); added to the classifier's bias
+    they make probabilities that one temperature can calibrate (Saerens et al. 2002). The ranking does not change.
+    """
+    counts = np.bincount(data.labels[data.indices("train")], minlength=len(contract.LABELS))
+    model.classifier.bias[contract.PNEUMONIA] += float(np.log(counts[contract.PNEUMONIA] / counts[contract.NORMAL]))
 
 
 def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
