@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.bundles"]
+pytest_plugins = ["tests.bundles", "tests.phantom_fixtures"]
 ROOT = Path(__file__).resolve().parents[1]
 XRAYS_ENV = "PNEUMONIA_XRAYS"
 XRAYS_DEFAULT = ROOT.parent / "shared" / "data" / "chest-xray-224"

@@ -22,7 +22,7 @@ from pneumonia.errors import MissingPrerequisite, ServerUnavailable
 from pneumonia.training.averaging import AVERAGE_FILE, WeightAverage
 from pneumonia.training.dataset import predict_logits
 from pneumonia.training.tracking import NoTracker
-from pneumonia.training.train import make_trainer, train
+from pneumonia.training.train import make_trainer, restore_prior, train
 from tests.phantoms import smoke_config
 
 STEPS = ("training.max_steps=-1", "training.num_train_epochs=3", "training.per_device_train_batch_size=64",
@@ -170,3 +170,14 @@ def test_a_local_run_is_recorded(prepared: PreparedData, tmp_path: Path) -> None
     assert run.data.params["training.max_steps"] == "4"
     assert run.data.tags["synthetic"] == "True"
     assert {"eval_auroc", "val_recall"} <= set(run.data.metrics)
+
+
+def test_the_class_ratio_comes_back_after_balanced_training(prepared: PreparedData) -> None:
+    config = smoke_config(prepared.path.parent)
+    model = make_trainer(config, prepared, prepared.path.parent / "prior", NoTracker()).model
+    rows = prepared.indices("val")
+    before = predict_logits(model, prepared, rows)
+    restore_prior(model, prepared)
+    margin = np.diff(predict_logits(model, prepared, rows) - before, axis=1)
+    counts = np.bincount(prepared.labels[prepared.indices("train")])
+    assert margin == pytest.approx(np.log(counts[1] / counts[0]), abs=1e-5)

@@ -1,0 +1,88 @@
+"""An evaluation scores the test split with the bundle's own threshold, and the gate reads what it wrote."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle, extend_bundle
+from pneumonia.data.prepare import PreparedData
+from pneumonia.errors import DataError, GateRefused
+from pneumonia.evaluation.evaluate import evaluate, gate, read_metrics
+from tests.phantoms import OPEN_GATE, smoke_config
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Bundle, prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = Path(tmp_path_factory.mktemp("evaluation")) / "evaluation"
+    evaluate(smoke_config(out.parent), trained.path, prepared.path, out)
+    return out
+
+
+def test_the_figures_are_those_of_the_test_split_at_the_served_threshold(
+    evaluated: Path, trained: Bundle, prepared: PreparedData
+) -> None:
+    metrics = read_metrics(evaluated)
+    with (evaluated / contract.PREDICTIONS_FILE).open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["row"]) for row in rows] == prepared.indices("test").tolist()
+    probability = np.array([float(row["probability"]) for row in rows])
+    actual = np.array([row["label"] == "PNEUMONIA" for row in rows])
+    said = np.array([row["prediction"] == "PNEUMONIA" for row in rows])
+    assert (said == (probability >= trained.manifest.threshold)).mean() > 0.99
+    assert metrics["test"]["auroc"]["value"] == pytest.approx(roc_auc_score(actual, probability), abs=1e-3)
+    assert metrics["test"]["accuracy"]["value"] == pytest.approx((said == actual).mean(), abs=1e-6)
+    (tn, fp), (fn, tp) = metrics["confusion"]
+    assert (tn + fp + fn + tp, tp + fn) == (len(rows), actual.sum())
+    assert metrics["threshold"] == trained.manifest.threshold
+
+
+def test_a_synthetic_evaluation_says_so_first(evaluated: Path) -> None:
+    page = (evaluated / contract.REPORT_FILE).read_text()
+    body = page[page.index("<body>") + len("<body>") :].lstrip()
+    assert "Synthetic data" in body.splitlines()[0]
+    assert "Not a medical device" in page
+    assert "data:image/png;base64," in page
+    # Self-contained: nothing is loaded from anywhere.
+    assert "http://" not in page
+    assert "https://" not in page
+    assert read_metrics(evaluated)["synthetic"] is True
+
+
+def test_unknown_patients_are_on_the_first_page(trained: Bundle, prepared: PreparedData, tmp_path: Path) -> None:
+    unknown = extend_bundle(trained, tmp_path / "bundle", {}, data={**trained.manifest.data, "patients": "unknown"})
+    evaluate(smoke_config(tmp_path), unknown.path, prepared.path, tmp_path / "evaluation")
+    assert "Patients are unknown" in (tmp_path / "evaluation" / contract.REPORT_FILE).read_text()
+
+
+def test_another_data_set_is_refused_because_its_test_images_may_have_been_trained_on(
+    trained: Bundle, prepared: PreparedData, tmp_path: Path
+) -> None:
+    other = extend_bundle(trained, tmp_path / "bundle", {}, data={**trained.manifest.data, "digest": "f" * 64})
+    with pytest.raises(DataError, match="evaluate on the data set that it was trained with"):
+        evaluate(smoke_config(tmp_path), other.path, prepared.path, tmp_path / "evaluation")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_the_gate_refuses_below_its_bounds_and_passes_above(evaluated: Path) -> None:
+    config = smoke_config(evaluated.parent, *OPEN_GATE)
+    assert set(gate(config, evaluated)) == {"accuracy", "precision", "recall", "f1"}
+    strict = dataclasses.replace(config, gate=dataclasses.replace(config.gate, precision=1.0, accuracy=1.0))
+    with pytest.raises(GateRefused) as caught:
+        gate(strict, evaluated)
+    assert [reason.split()[1] for reason in caught.value.reasons] == ["accuracy", "precision"]
+
+
+def test_a_folder_without_metrics_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `pneumoctl evaluate`"):
+        read_metrics(tmp_path)
+    (tmp_path / contract.METRICS_FILE).write_text(json.dumps([1])[:-1])
+    with pytest.raises(DataError, match="no readable"):
+        read_metrics(tmp_path)
