@@ -20,6 +20,8 @@ class FakePredictor:
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
         """See `Predictor`."""
+        if not images:
+            return []
         for position, data in enumerate(images):
             decode_image(data, f"image {position}")
         margins = [hashlib.sha256(data).digest()[0] / 32 - 4 for data in images]

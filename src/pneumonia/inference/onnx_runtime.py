@@ -47,6 +47,8 @@ class OnnxPredictor:
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
         """See `Predictor`."""
+        if not images:
+            return []
         manifest = self.bundle.manifest
         pixel_values = preprocess(images, manifest.preprocessing)
         (logits,) = self.session.run([contract.TENSOR_OUTPUT], {contract.TENSOR_INPUT: pixel_values})

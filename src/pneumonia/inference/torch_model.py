@@ -31,6 +31,8 @@ class TorchPredictor:
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
         """See `Predictor`."""
+        if not images:
+            return []
         import torch
 
         manifest = self.bundle.manifest

@@ -18,6 +18,13 @@ _ENSEMBLE_PREFIX = f"in ensemble '{contract.ENSEMBLE}', "
 _NOBODY_THERE = ("failed to connect", "errors resolving")
 """gRPC says UNAVAILABLE both for a busy server and for none."""
 CONNECT_TIMEOUT_S = 5.0
+_CHANNEL = [
+    # The HTTP client asks no proxy either, and a proxy of the environment knows nothing of this machine's ports.
+    ("grpc.enable_http_proxy", 0),
+    # A batch of X-rays is larger than gRPC's usual 4 MiB. -1: no limit.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
 
 
 class TritonPredictor:
@@ -39,7 +46,7 @@ class TritonPredictor:
         else:
             import tritonclient.grpc as library
 
-            self.client = library.InferenceServerClient(self.target, ssl=secure)
+            self.client = library.InferenceServerClient(self.target, ssl=secure, channel_args=_CHANNEL)
         self.library = library
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:

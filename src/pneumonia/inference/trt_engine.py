@@ -42,6 +42,7 @@ class TensorRTPredictor:
         self.tensorrt, self.torch = _load_libraries()
         self.bundle = open_bundle(bundle)
         path = self.bundle.file(contract.ENGINE_FILE)
+        self._require_same_machine(path)
         runtime = self.tensorrt.Runtime(self.tensorrt.Logger(self.tensorrt.Logger.WARNING))
         self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
@@ -52,6 +53,17 @@ class TensorRTPredictor:
         self.context = self.engine.create_execution_context()
         # The profile's (least, usual, largest) input shapes; what is longer goes in several runs.
         self.largest = int(self.engine.get_tensor_profile_shape(contract.TENSOR_INPUT, 0)[2][0])
+
+    def _require_same_machine(self, engine: Path) -> None:
+        """An engine runs only with the TensorRT release and the kind of GPU that the bundle says it was built for."""
+        here = {"tensorrt": self.tensorrt.__version__, "gpu": self.torch.cuda.get_device_name()}
+        for name, found in here.items():
+            built = self.bundle.manifest.versions.get(name, found)
+            if built != found:
+                raise DeviceUnavailable(
+                    f"{engine}: built for {name} {built}, here is {found}; build the engine again on this machine, "
+                    "or use --mode onnx"
+                )
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
         """See `Predictor`."""

@@ -1,0 +1,132 @@
+"""The client of a server: what it says where there is none, where it hangs, and where it refuses."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from pneumonia import contract
+from pneumonia.cli.demo import free_ports
+from pneumonia.errors import ImageError, ServerUnavailable, UsageError
+from pneumonia.inference.predictor import open_predictor
+from pneumonia.triton.server import TritonServer
+from tests.bundles import xray
+
+both = pytest.mark.parametrize("protocol", contract.PROTOCOLS)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """host:port of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def refusing(request: pytest.FixtureRequest) -> Iterator[str]:
+    """host:port of an HTTP server that answers every request with the status and text of the parameter."""
+    status, text = request.param
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@both
+def test_more_images_than_one_request_may_carry_are_answered_in_order(server: TritonServer, protocol: str) -> None:
+    images = [xray(seed, (64, 64)) for seed in range(2 * contract.MAX_BATCH_SIZE + 3)]
+    predictor = open_predictor("triton", url=server.address(protocol), protocol=protocol)
+    answers = predictor.predict(images)
+    assert len(answers) == len(images)
+    for position in (0, 31, 32, 66):
+        assert predictor.predict([images[position]]) == [answers[position]]
+    assert predictor.predict([]) == []
+
+
+@both
+def test_a_scheme_before_the_address_is_understood(server: TritonServer, protocol: str) -> None:
+    url = f"{protocol}://{server.address(protocol)}/"
+    assert len(open_predictor("triton", url=url, protocol=protocol).predict([xray(1)])) == 1
+
+
+@both
+def test_a_bad_image_is_the_servers_own_message(server: TritonServer, protocol: str) -> None:
+    predictor = open_predictor("triton", url=server.address(protocol), protocol=protocol)
+    with pytest.raises(ImageError, match=r"^image 1: not an image this reads"):
+        predictor.predict([xray(1), b"hello"])
+
+
+@both
+def test_a_proxy_of_the_environment_is_not_asked(
+    server: TritonServer, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    predictor = open_predictor("triton", url=server.address(protocol), protocol=protocol)
+    assert len(predictor.predict([xray(1)])) == 1
+
+
+@both
+def test_without_a_server_the_command_that_starts_one_is_named(protocol: str) -> None:
+    (port,) = free_ports(1)
+    predictor = open_predictor("triton", url=f"127.0.0.1:{port}", protocol=protocol, timeout_s=5)
+    with pytest.raises(ServerUnavailable, match=rf"no server at 127\.0\.0\.1:{port} .*`pneumoctl serve`"):
+        predictor.predict([xray(1)])
+
+
+@both
+def test_a_host_that_does_not_exist_is_no_server(protocol: str) -> None:
+    predictor = open_predictor("triton", url="nosuch.invalid:1", protocol=protocol, timeout_s=5)
+    with pytest.raises(ServerUnavailable, match=r"no server at nosuch\.invalid:1 "):
+        predictor.predict([xray(1)])
+
+
+@both
+def test_a_server_that_hangs_is_given_up(silent: str, protocol: str) -> None:
+    predictor = open_predictor("triton", url=silent, protocol=protocol, timeout_s=1)
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailable, match=r"no answer from .* within 1 s.*--timeout"):
+        predictor.predict([xray(1)])
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("refusing", "message"),
+    [
+        ((503, b'{"error": "Exceeds maximum queue size"}'), "did not answer .*503: Exceeds maximum queue size.*later"),
+        ((500, b'{"error": "broken"}'), "did not answer .*500: broken.*log"),
+        ((404, b'{"error": "Request for unknown model"}'), "does not serve pneumonia_detection .*--url"),
+        ((502, b"<html>bad gateway</html>"), "did not answer .*502: "),
+    ],
+    indirect=["refusing"],
+)
+def test_a_refusal_says_what_to_do(refusing: str, message: str) -> None:
+    with pytest.raises(ServerUnavailable, match=message):
+        open_predictor("triton", url=refusing).predict([xray(1)])
+
+
+@pytest.mark.parametrize("url", ["localhost", "localhost:", "localhost:port", "ftp://localhost:1", "grpc://a:1"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match=r"expected host:port.*http"):
+        open_predictor("triton", url=url)
