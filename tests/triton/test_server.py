@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,6 @@ from pneumonia.errors import (
     UsageError,
 )
 from pneumonia.release.publish import verify_release
-from pneumonia.triton import server as module
 from pneumonia.triton.server import TritonServer
 from tests.bundles import HAS_SERVER, serving
 
@@ -63,7 +64,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
-    monkeypatch.setattr(module.tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
 
 
@@ -182,12 +183,12 @@ def test_without_the_wheel_the_extra_is_named(release: Path, monkeypatch: pytest
 
 
 def test_another_platform_is_named(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(MissingPrerequisite, match=r"Linux x86-64, this is \w+ aarch64"):
         TritonServer(release).start()
 
 
 @needs_server
 def test_starting_never_imports_the_wheel() -> None:
-    code = "import sys; from pneumonia.triton.server import _wheel; _wheel(); print('pytriton' in sys.modules)"
+    code = "import sys; from pneumonia.triton.wheel import find_wheel; find_wheel(); print('pytriton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -6,36 +6,27 @@ import contextlib
 import ctypes
 import functools
 import http.client
-import importlib.util
 import os
-import platform
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 
 from pneumonia import contract
-from pneumonia.errors import (
-    BundleNotFound,
-    DependencyMissing,
-    MissingPrerequisite,
-    PortTaken,
-    ServerUnavailable,
-    UsageError,
-)
+from pneumonia.errors import BundleNotFound, PortTaken, ServerUnavailable, UsageError
+from pneumonia.triton.wheel import assemble_backend, find_wheel, link_files, server_environment
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
-SITE_PACKAGES_ENV = "PNEUMONIA_SITE_PACKAGES"
 _LOG_LINES = 15
 _PR_SET_PDEATHSIG = 1
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class TritonServer:
@@ -87,7 +78,7 @@ class TritonServer:
         Raises MissingPrerequisite on another platform than Linux x86-64, DependencyMissing without the wheel,
         BundleNotFound without a repository, PortTaken where a port is in use, UsageError for one port given twice.
         """
-        wheel = _wheel()
+        wheel = find_wheel()
         if not (self.repository / contract.ENSEMBLE / "config.pbtxt").is_file():
             raise BundleNotFound(
                 f"{self.repository}: no model repository ({contract.ENSEMBLE}/config.pbtxt is missing); "
@@ -105,13 +96,13 @@ class TritonServer:
         assert self._home is not None
         self._log = self._log or self._home / "triton.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        _assemble(wheel, self._home / "backends" / "python")
+        assemble_backend(wheel, self._home / "backends" / "python")
         # The models' byte code is written beside them: into links, and a release stays as it was published.
-        _link_files(self.repository, self._home / "models")
+        link_files(self.repository, self._home / "models")
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command(wheel),
-                env=_environment(wheel),
+                env=server_environment(wheel),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -125,6 +116,7 @@ class TritonServer:
             str(wheel / "bin" / "tritonserver"),
             f"--model-repository={self._home / 'models'}",
             f"--backend-directory={self._home / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self._home.name}",
             f"--http-address={self.host}", f"--http-port={self.ports['http']}",
             f"--grpc-address={self.host}", f"--grpc-port={self.ports['grpc']}",
             f"--metrics-address={self.host}", f"--metrics-port={self.ports['metrics']}",
@@ -180,6 +172,9 @@ class TritonServer:
                 _end(process)
         finally:
             if self._home is not None:
+                # A server that was killed had no time to remove its memory.
+                for left in _SHARED_MEMORY.glob(f"{self._home.name}*"):
+                    left.unlink(missing_ok=True)
                 shutil.rmtree(self._home, ignore_errors=True)
                 self._home = None
 
@@ -193,53 +188,6 @@ class TritonServer:
         # Triton starts a line with its severity, the month and the day.
         errors = [line for line in lines if re.match(r"E\d{4} ", line)]
         return "\n".join((errors or lines)[-_LOG_LINES:])
-
-
-def _wheel() -> Path:
-    """The folder tritonserver/ of the wheel, found without importing it."""
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise MissingPrerequisite(
-            f"the local server runs on Linux x86-64, this is {sys.platform} {platform.machine()}; "
-            "run the server's container image instead"
-        )
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise DependencyMissing("no Triton server here: pip install 'pneumonia[serve]'")
-    return Path(next(iter(spec.submodule_search_locations))) / "tritonserver"
-
-
-def _assemble(wheel: Path, target: Path) -> None:
-    """The Python backend beside the stub of the running Python, as links to the wheel's files."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise MissingPrerequisite(f"the wheel's server has no Python backend for Python {version}; use 3.10 to 3.12")
-    target.mkdir(parents=True)
-    for source in (*(wheel / "backends" / "python").glob("*.[sp]*"), stub):
-        (target / source.name).symlink_to(source)
-
-
-def _link_files(source: Path, target: Path) -> None:
-    """The folders of `source` anew, with links to its files."""
-    for path in source.rglob("*"):
-        if path.is_file() and path.parent.name != "__pycache__":
-            link = target / path.relative_to(source)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
-
-
-def _environment(wheel: Path) -> dict[str, str]:
-    """The child's environment: the wheel's libraries, libpython, and where the models find their packages."""
-    site = wheel.parents[1]
-    libraries = [str(site / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR") or "")]
-    package_root = Path(__file__).resolve().parents[2]
-    folders = [str(package_root), *(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))]
-    present = os.environ.get("LD_LIBRARY_PATH")
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([present] if present else [])]),
-        SITE_PACKAGES_ENV: os.pathsep.join(dict.fromkeys(folders)),
-    }
 
 
 def _check_ports(host: str, ports: dict[str, int]) -> None:
