@@ -46,7 +46,7 @@ e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 bench: $(STAMP) ## Run every script of benchmarks/
-	@set -e; found=; for script in benchmarks/*.py; do \
+	@set -e; found=; for script in benchmarks/[a-z]*.py; do \
 		[ -e "$$script" ] || continue; found=yes; echo "== $$script" >&2; $(BIN)/python "$$script"; \
 	done; [ -n "$$found" ] || echo "benchmarks/ holds no script yet" >&2
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from results import machine, write_section
+from _results import machine, write_section
 
 ROUNDS = 9
 

@@ -27,7 +27,3 @@ def write_section(title: str, text: str) -> None:
     pattern = re.compile(rf"\n## {re.escape(title)}\n.*?(?=\n## |\Z)", re.DOTALL)
     page = pattern.sub(lambda _: section, page) if pattern.search(page) else page.rstrip("\n") + "\n" + section
     RESULTS.write_text(page, "utf-8")
-
-
-if __name__ == "__main__":
-    print("Nothing to measure here; the other scripts use this one.")
