@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from _results import machine, write_section
+from PIL import Image
 
 ROUNDS = 9
 
