@@ -114,6 +114,8 @@ def test_a_bundle_says_what_it_is_and_answers_as_it_was_validated(prepared: Prep
     assert manifest.synthetic
     assert manifest.data["digest"] == prepared.manifest["digest"]
     assert manifest.config["training"]["max_steps"] == 4
+    # Bundles travel; the folders of the machine that trained them stay there.
+    assert str(tmp_path) not in (bundle.path / contract.BUNDLE_MANIFEST).read_text()
     assert set(manifest.files) == {contract.WEIGHTS_FILE, contract.MODEL_CONFIG_FILE}
     rows = prepared.indices("val")
     logits = predict_logits(load_model(bundle.path), prepared, rows)

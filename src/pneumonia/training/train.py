@@ -256,6 +256,16 @@ def restore_prior(model: Any, data: PreparedData) -> None:
     model.classifier.bias[contract.PNEUMONIA] += float(np.log(counts[contract.PNEUMONIA] / counts[contract.NORMAL]))
 
 
+def _portable(config: Config) -> dict[str, Any]:
+    """The configuration without the folders of this machine, which may tell more than a model's users need to know."""
+    value = config.to_json()
+    for section, key in (("data", "root"), ("data", "raw_dir"), ("data", "prepared_dir"), ("model", "checkpoint")):
+        if value[section][key] is not None and Path(value[section][key]).is_absolute():
+            value[section][key] = Path(value[section][key]).name
+    value["output_dir"] = Path(value["output_dir"]).name
+    return value
+
+
 def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
     """Choose temperature and threshold on validation and write the bundle."""
     rows = data.indices("val")
@@ -274,7 +284,7 @@ def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
         preprocessing=Preprocessing.from_json(data.manifest["preprocessing"]),
         metrics={"val": {name: interval.to_json() for name, interval in figures.items()}},
         data={key: data.manifest[key] for key in _DATA_KEYS},
-        config=config.to_json(),
+        config=_portable(config),
         versions={
             "pneumonia": __version__,
             "python": platform.python_version(),
