@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,19 @@ def test_it_says_where_it_answers_and_ends_cleanly(bundle: Bundle, tmp_path: Pat
     assert "Started HTTPService" in log.read_text()
 
 
-def test_stopping_while_it_starts_is_clean_too(bundle: Bundle) -> None:
-    with serve(*options(bundle=bundle.path)) as process:
+@pytest.mark.parametrize("after_s", [0, 0.05, 0.5])
+def test_stopping_while_it_starts_is_clean_too(bundle: Bundle, tmp_path: Path, after_s: float) -> None:
+    with serve(*options(bundle=bundle.path), temporary=tmp_path) as process:
         # Its handler stands once the child is there; until then the signal would end Python itself.
         while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():
             assert process.poll() is None
+        (private,) = (path.name for path in tmp_path.glob("pneumonia-triton.*"))
+        time.sleep(after_s)
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert error.splitlines()[-1] == "serve: stopped"
+    nothing_left(tmp_path, private)
 
 
 def test_a_release_is_served_after_its_files_were_verified(release: Path, tmp_path: Path) -> None:
@@ -93,9 +98,14 @@ def test_a_server_that_dies_is_reported_and_leaves_nothing(bundle: Bundle, tmp_p
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (4, "")
     assert "the server ended by itself with code -9" in error
+    nothing_left(tmp_path, private)
+
+
+def nothing_left(temporary: Path, private: str) -> None:
+    """No process, no file and no shared memory of a server whose private folder was temporary/private."""
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(tmp_path) not in running
-    assert list(tmp_path.iterdir()) == []
+    assert str(temporary) not in running
+    assert list(temporary.iterdir()) == []
     assert list(SHARED_MEMORY.glob(f"{private}*")) == []
 
 

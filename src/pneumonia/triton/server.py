@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -99,7 +100,7 @@ class TritonServer:
         assemble_backend(wheel, self._home / "backends" / "python")
         # The models' byte code is written beside them: into links, and a release stays as it was published.
         link_files(self.repository, self._home / "models")
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, _held_signals() as usual:
             self.process = subprocess.Popen(
                 self._command(wheel),
                 env=server_environment(wheel),
@@ -107,7 +108,7 @@ class TritonServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=functools.partial(_die_with_parent, ctypes.CDLL(None), os.getpid()),
+                preexec_fn=functools.partial(_before_server, ctypes.CDLL(None), os.getpid(), usual),
             )
 
     def _command(self, wheel: Path) -> list[str]:
@@ -221,8 +222,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _die_with_parent(libc: ctypes.CDLL, parent: int) -> None:
+@contextlib.contextmanager
+def _held_signals() -> Iterator[set[int]]:
+    """Keep Ctrl-C and SIGTERM waiting: between a child's start and its being known, they would leave it behind.
+
+    Yields the usual mask, which the child has to be given back.
+    """
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield usual
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+
+
+def _before_server(libc: ctypes.CDLL, parent: int, mask: set[int]) -> None:
     """Ask Linux to end this child when its parent dies, even by SIGKILL, so that no port stays taken."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # It died before it could be watched.
         os._exit(1)
