@@ -38,16 +38,16 @@ class TritonPredictor:
         self.timeout_s = timeout_s
         self.target, secure = _parse(url or f"127.0.0.1:{_DEFAULT_PORTS[protocol]}", protocol)
         if protocol == "http":
-            import tritonclient.http as library
+            import tritonclient.http as module
 
-            self.client = library.InferenceServerClient(
+            self.client = module.InferenceServerClient(
                 self.target, ssl=secure, connection_timeout=min(CONNECT_TIMEOUT_S, timeout_s), network_timeout=timeout_s
             )
         else:
-            import tritonclient.grpc as library
+            import tritonclient.grpc as module
 
-            self.client = library.InferenceServerClient(self.target, ssl=secure, channel_args=_CHANNEL)
-        self.library = library
+            self.client = module.InferenceServerClient(self.target, ssl=secure, channel_args=_CHANNEL)
+        self.module = module
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
         """See `Predictor`. More images than one request may carry go in several."""
@@ -57,9 +57,9 @@ class TritonPredictor:
         return answers
 
     def _request(self, images: Sequence[bytes]) -> list[Prediction]:
-        tensor = self.library.InferInput(contract.ENSEMBLE_INPUT, [len(images), 1], "BYTES")
+        tensor = self.module.InferInput(contract.ENSEMBLE_INPUT, [len(images), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[data] for data in images], np.object_))
-        outputs = [self.library.InferRequestedOutput(name) for name in contract.ENSEMBLE_OUTPUTS]
+        outputs = [self.module.InferRequestedOutput(name) for name in contract.ENSEMBLE_OUTPUTS]
         # Only gRPC takes a limit with the request; over HTTP it belongs to the connection.
         limit = {"client_timeout": self.timeout_s} if self.protocol == "grpc" else {}
         try:
