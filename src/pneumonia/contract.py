@@ -74,6 +74,7 @@ SPLITS: Final = ("train", "val", "test")
 METRICS_FILE: Final = "metrics.json"
 PREDICTIONS_FILE: Final = "predictions.csv"
 REPORT_FILE: Final = "report.html"
+CARD_FILE: Final = "model_card.md"
 
 # A release: <root>/releases/<bundle sha-256>/<model>/1/, its manifest written last.
 RELEASES_DIR: Final = "releases"

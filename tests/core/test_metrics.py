@@ -9,6 +9,7 @@ from sklearn import metrics as reference
 from pneumonia.core.metrics import (
     confusion,
     metrics_with_intervals,
+    paired_difference,
     patient_weights,
     point_metrics,
     weighted_metrics,
@@ -88,3 +89,32 @@ def test_intervals_repeat_for_one_seed(scored: tuple[np.ndarray, np.ndarray]) ->
     first = metrics_with_intervals(labels, probability, 0.5, patients, seed=5)
     assert first == metrics_with_intervals(labels, probability, 0.5, patients, seed=5)
     assert first["recall"].low < first["recall"].value < first["recall"].high
+
+
+def test_predictive_values_follow_the_prevalence_and_not_the_class_ratio_of_the_test(
+    scored: tuple[np.ndarray, np.ndarray],
+) -> None:
+    labels, probability = scored
+    own = labels.mean()
+    answers = (probability >= 0.5).astype(int)
+    there = point_metrics(labels, probability, 0.5, prevalence=own)
+    assert there["ppv"] == pytest.approx(reference.precision_score(labels, answers), abs=1e-12)
+    assert there["npv"] == pytest.approx(reference.precision_score(labels, answers, pos_label=0), abs=1e-12)
+    rare = point_metrics(labels, probability, 0.5, prevalence=0.05)
+    assert rare["ppv"] < there["ppv"]
+    assert rare["npv"] > there["npv"]
+    assert rare["recall"] == there["recall"]
+
+
+def test_two_models_are_compared_on_the_same_draws(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, probability = scored
+    patients = np.arange(len(labels)).astype(str)
+    same = paired_difference(labels, (probability, 0.5), (probability, 0.5), patients)
+    assert {(gap.value, gap.low, gap.high) for gap in same.values()} == {(0.0, 0.0, 0.0)}
+    better = np.clip(probability + 0.05 * (2 * labels - 1), 0, 1)
+    gap = paired_difference(labels, (better, 0.5), (probability, 0.5), patients)["auroc"]
+    assert gap.low is not None
+    assert gap.low > 0
+    alone = metrics_with_intervals(labels, better, 0.5, patients)["auroc"]
+    # Paired, the interval is narrower than that of either model alone.
+    assert gap.high - gap.low < alone.high - alone.low

@@ -17,7 +17,7 @@ from pneumonia.errors import ParityRefused
 
 TINY = (
     *("experiment=smoke", "data.num_images=160", "evaluation.recall_target=0.5", "tracking.uri=null"),
-    *("gate.accuracy=0", "gate.precision=0", "gate.recall=0", "gate.f1=0"),
+    *("gate.accuracy=0", "gate.precision=0", "gate.recall=0", "gate.f1=0", "gate.recall_low=0"),
 )
 HAS_SERVER = (sys.platform, platform.machine()) == ("linux", "x86_64")
 

@@ -73,7 +73,9 @@ def test_another_data_set_is_refused_because_its_test_images_may_have_been_train
 
 def test_the_gate_refuses_below_its_bounds_and_passes_above(evaluated: Path) -> None:
     config = smoke_config(evaluated.parent, *OPEN_GATE)
-    assert set(gate(config, evaluated)) == {"accuracy", "precision", "recall", "f1"}
+    verdict = gate(config, evaluated)
+    assert set(verdict) == {"accuracy", "precision", "recall", "f1", "recall_low", "champion"}
+    assert "no champion" in verdict["champion"]["why"]
     strict = dataclasses.replace(config, gate=dataclasses.replace(config.gate, precision=1.0, accuracy=1.0))
     with pytest.raises(GateRefused) as caught:
         gate(strict, evaluated)
@@ -86,3 +88,33 @@ def test_a_folder_without_metrics_is_one_line(tmp_path: Path) -> None:
     (tmp_path / contract.METRICS_FILE).write_text(json.dumps([1])[:-1])
     with pytest.raises(DataError, match="no readable"):
         read_metrics(tmp_path)
+
+
+def test_a_model_that_is_worse_than_the_champion_is_refused_and_an_equal_one_is_not(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    config = smoke_config(tmp_path, *OPEN_GATE)
+    metrics = read_metrics(evaluated)
+    with (evaluated / contract.PREDICTIONS_FILE).open() as stream:
+        rows = list(csv.DictReader(stream))
+
+    def stand_in(name: str, **changes: object) -> Path:
+        """An evaluation of the same images whose model knows the truth."""
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / contract.METRICS_FILE).write_text(json.dumps({**metrics, "threshold": 0.5, **changes}))
+        lines = ["row,patient,label,probability"]
+        lines += [f"{r['row']},{r['patient']},{r['label']},{0.9 if r['label'] == 'PNEUMONIA' else 0.1}" for r in rows]
+        (folder / contract.PREDICTIONS_FILE).write_text("\n".join(lines) + "\n")
+        return folder
+
+    def against(champion: Path) -> dict[str, object]:
+        return gate(
+            dataclasses.replace(config, gate=dataclasses.replace(config.gate, champion=str(champion))), evaluated
+        )
+
+    with pytest.raises(GateRefused, match="test auroc is below the champion's by"):
+        against(stand_in("perfect"))
+    assert against(evaluated)["champion"]["compared"] is True  # type: ignore[index]
+    with pytest.raises(DataError, match="evaluate the champion on the same prepared data set"):
+        against(stand_in("elsewhere", data_digest="f" * 64))

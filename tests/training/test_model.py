@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from pneumonia import contract
 from pneumonia.architecture import load_model
+from pneumonia.config.compose import compose
 from pneumonia.config.schema import ModelConfig
-from pneumonia.errors import BundleError, MissingPrerequisite
+from pneumonia.errors import BundleError, DataError, MissingPrerequisite
 from pneumonia.training.model import build_model
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "patch_size": 32}
@@ -67,3 +68,23 @@ def test_a_checkpoint_that_is_nowhere_is_one_line_before_any_work(monkeypatch: p
     with pytest.raises(MissingPrerequisite, match="copy the checkpoint to a folder") as caught:
         build_model(ModelConfig(checkpoint="nobody/no-such-model"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
+    build_model(ModelConfig(architecture="vit", **TINY)).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="about 0 million parameters, expected 86 million"):
+        build_model(ModelConfig(checkpoint=str(tmp_path), expected_parameters=86))
+
+
+def test_the_recipe_of_vit_base_is_the_mission_s() -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = compose(["experiment=vit_base"])
+    assert (config.model.checkpoint, config.model.learning_rate) == ("google/vit-base-patch16-224", 2e-5)
+    assert (config.model.weight_decay, config.training.per_device_train_batch_size) == (0.01, 16)
+    assert 3 <= config.training.num_train_epochs <= 5
+    assert config.training.gradient_accumulation_steps > 1
+    # On the meta device a model has shapes and no memory, which is all that counting takes.
+    with torch.device("meta"):
+        model = ViTForImageClassification(ViTConfig(num_labels=2))
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == config.model.expected_parameters

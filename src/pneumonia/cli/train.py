@@ -21,6 +21,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("train")(train)
     app.command("evaluate")(evaluate)
+    app.command("baseline")(baseline)
+    app.command("calibrate")(calibrate)
     app.command("gate")(gate)
     app.command("export")(export)
 
@@ -76,6 +78,42 @@ def evaluate(
     config = compose(overrides or [])
     metrics = run_evaluation(config, bundle, _prepared(config, prepared), output)
     print(json.dumps({"output": str(output), "test": {key: item["value"] for key, item in metrics["test"].items()}}))
+
+
+def baseline(
+    overrides: list[str] | None = _OVERRIDES,
+    prepared: Path | None = _PREPARED,
+    output: Path = typer.Option(Path("runs/baseline.json"), help="Where the figures go."),
+) -> None:
+    """Fit a logistic regression on fixed features and score it on the test split, to compare with."""
+    from pneumonia.config.compose import compose
+    from pneumonia.training.baseline import train_baseline
+
+    config = compose(overrides or [])
+    result = train_baseline(config, _prepared(config, prepared), output)
+    figures = {name: item["value"] for name, item in result["test"].items()}
+    print(json.dumps({"output": str(output), "features": result["features"], "test": figures}))
+
+
+def calibrate(
+    bundle: Path = typer.Argument(..., help="Bundle to calibrate; it is left as it is."),
+    data: Path = typer.Argument(..., help="Folder of labelled images, as for data=folder."),
+    overrides: list[str] | None = _OVERRIDES,
+    output: Path = typer.Option(Path("models-calibrated"), help="Folder of the new bundle."),
+) -> None:
+    """Fit temperature and threshold to a site's own labelled images, without training."""
+    import tempfile
+
+    from pneumonia.config.compose import compose
+    from pneumonia.training.calibrate import calibrate as run_calibration
+
+    with tempfile.TemporaryDirectory(prefix="pneumonia-calibrate.") as scratch:
+        places = [f"data.raw_dir={scratch}/raw", f"data.prepared_dir={scratch}/prepared"]
+        config = compose(["data=folder", f"data.root={data}", *places, *(overrides or [])])
+        new = run_calibration(config, bundle, _prepared(config, None), output)
+    manifest = new.manifest
+    figures = {"temperature": manifest.temperature, "threshold": manifest.threshold}
+    print(json.dumps({"bundle": str(new.path), "model_id": new.model_id, **figures}))
 
 
 def gate(

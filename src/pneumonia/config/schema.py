@@ -91,6 +91,10 @@ class ModelConfig:
     large patch projection, as in Xiao et al. 2021 (arXiv:2106.14881)."""
     checkpoint: Optional[str] = None  # noqa: UP045
     """Hub name, folder in Hugging Face format, or bundle to start from; null trains from scratch."""
+    expected_parameters: Optional[int] = None  # noqa: UP045
+    """Refuse to train a model whose parameters, in millions, round to another number; null does not check."""
+    baseline: str = "pixels"
+    """Features of the logistic regression to compare with: pixels, or a ResNet-18 by hub name or folder."""
     patch_size: int = 16
     hidden_size: int = 192
     num_hidden_layers: int = 6
@@ -185,8 +189,14 @@ class EvaluationConfig:
     """The threshold is the highest whose lower 95 % bound of validation recall meets this."""
     bootstrap_samples: int = 2000
     seed: int = 42
+    prevalence: float = 0.1
+    """Share of people with pneumonia where the model is to be used, for ppv and npv."""
+    worst: int = 8
+    """Wrong answers shown in the report as small pictures; 0 shows none."""
 
     def __post_init__(self) -> None:
+        _between("evaluation.prevalence", self.prevalence, 0.0001, 0.9999)
+        _between("evaluation.worst", self.worst, 0, 100)
         _between("evaluation.recall_target", self.recall_target, 0.5, 0.999)
         _between("evaluation.bootstrap_samples", self.bootstrap_samples, 100, 100_000)
 
@@ -199,9 +209,13 @@ class GateConfig:
     precision: float = 0.88
     recall: float = 0.92
     f1: float = 0.90
+    recall_low: float = 0.90
+    """Least lower end of the 95 % interval of recall: a good figure on few patients proves little."""
+    champion: Optional[str] = None  # noqa: UP045
+    """Folder of the evaluation of the model that is served now, on the same test images; null where there is none."""
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "precision", "recall", "f1"):
+        for name in ("accuracy", "precision", "recall", "f1", "recall_low"):
             _between(f"gate.{name}", getattr(self, name), 0.0, 1.0)
 
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pneumonia.core.metrics import Interval
 
 
 def refusals(metrics: Mapping[str, Mapping[str, Any]], least: Mapping[str, float]) -> list[str]:
     """Every reason why a model may not pass; empty when it may.
 
-    metrics: by name, {"value": ...} as an evaluation wrote them. least: the smallest value allowed by name.
+    metrics: by name, {"value", "low", "high"} as an evaluation wrote them. least: the smallest value allowed by name;
+    a name that ends in _low is about the lower end of the 95 % interval.
     """
     reasons = []
     for name, bound in least.items():
-        value = metrics.get(name, {}).get("value")
+        figure = name.removesuffix("_low")
+        value = metrics.get(figure, {}).get("value" if figure == name else "low")
+        what = f"test {figure}" if figure == name else f"lower 95 % bound of test {figure}"
         if value is None:
-            reasons.append(f"test {name} is undefined, at least {bound:g} is required")
+            reasons.append(f"{what} is undefined, at least {bound:g} is required")
         elif value < bound:
-            reasons.append(f"test {name} {value:.4f} is below {bound:g}")
+            reasons.append(f"{what} {value:.4f} is below {bound:g}")
     return reasons
+
+
+def worse_than_champion(difference: Mapping[str, Interval], names: Sequence[str] = ("recall", "auroc")) -> list[str]:
+    """Every figure in which a model is worse than the champion beyond chance; empty where it is not.
+
+    difference: model minus champion, from `core.metrics.paired_difference`. Worse beyond chance means that even the
+    upper end of the 95 % interval is below 0.
+    """
+    return [
+        f"test {name} is below the champion's by {-gap.value:.4f} (95 % interval {gap.low:+.4f} to {gap.high:+.4f})"
+        for name in names
+        if (gap := difference[name]).value is not None and gap.low is not None and gap.high is not None and gap.high < 0
+    ]

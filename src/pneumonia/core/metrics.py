@@ -11,8 +11,10 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-METRIC_NAMES = ("accuracy", "precision", "recall", "specificity", "f1", "auroc", "ece")
+METRIC_NAMES = ("accuracy", "precision", "recall", "specificity", "f1", "auroc", "ece", "ppv", "npv")
 ECE_BINS = 10
+PREVALENCE = 0.1
+"""Share of PNEUMONIA that ppv and npv are computed for, unless another is given."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,14 @@ def _ece(labels: Ints, probability: Floats, weights: Floats) -> Floats:
     return _ratio(gap, weights.sum(axis=1))
 
 
-def weighted_metrics(labels: Ints, probability: Floats, threshold: float, weights: Floats) -> dict[str, Floats]:
+def weighted_metrics(
+    labels: Ints, probability: Floats, threshold: float, weights: Floats, prevalence: float = PREVALENCE
+) -> dict[str, Floats]:
     """Every figure of METRIC_NAMES for each row of weights.
 
     labels (N,) 0 or 1; probability (N,) of class 1; weights (R, N). Values are (R,) in 0..1, NaN where undefined
-    (precision without a positive answer, recall without a positive image).
+    (precision without a positive answer, recall without a positive image). ppv and npv are the predictive values among
+    people of whom `prevalence` have pneumonia, from recall and specificity (Altman and Bland 1994, BMJ 309:102).
     """
     predicted, actual = probability >= threshold, labels == 1
 
@@ -79,21 +84,27 @@ def weighted_metrics(labels: Ints, probability: Floats, threshold: float, weight
 
     tp, fp = count(predicted & actual), count(predicted & ~actual)
     fn, tn = count(~predicted & actual), count(~predicted & ~actual)
+    recall, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    sick, healthy = prevalence, 1 - prevalence
     return {
         "accuracy": _ratio(tp + tn, tp + tn + fp + fn),
         "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "specificity": _ratio(tn, tn + fp),
+        "recall": recall,
+        "specificity": specificity,
         "f1": _ratio(2 * tp, 2 * tp + fp + fn),
         "auroc": _auroc(labels, probability, weights),
         "ece": _ece(labels, probability, weights),
+        "ppv": _ratio(recall * sick, recall * sick + (1 - specificity) * healthy),
+        "npv": _ratio(specificity * healthy, specificity * healthy + (1 - recall) * sick),
     }
 
 
-def point_metrics(labels: Ints, probability: Floats, threshold: float) -> dict[str, float]:
+def point_metrics(
+    labels: Ints, probability: Floats, threshold: float, prevalence: float = PREVALENCE
+) -> dict[str, float]:
     """The figures of METRIC_NAMES on the images as they are; NaN where undefined."""
-    one = np.ones((1, len(labels)))
-    return {name: float(value[0]) for name, value in weighted_metrics(labels, probability, threshold, one).items()}
+    found = weighted_metrics(labels, probability, threshold, np.ones((1, len(labels))), prevalence)
+    return {name: float(value[0]) for name, value in found.items()}
 
 
 def metrics_with_intervals(
@@ -103,10 +114,12 @@ def metrics_with_intervals(
     patients: npt.NDArray[np.str_],
     samples: int = 2000,
     seed: int = 42,
+    prevalence: float = PREVALENCE,
 ) -> dict[str, Interval]:
     """The figures with patient-bootstrap 95 % percentile intervals."""
-    points = point_metrics(labels, probability, threshold)
-    resampled = weighted_metrics(labels, probability, threshold, patient_weights(patients, samples, seed))
+    points = point_metrics(labels, probability, threshold, prevalence)
+    weights = patient_weights(patients, samples, seed)
+    resampled = weighted_metrics(labels, probability, threshold, weights, prevalence)
 
     def known(value: float) -> float | None:
         return None if np.isnan(value) else round(float(value), 6)
@@ -123,3 +136,30 @@ def confusion(labels: Ints, probability: Floats, threshold: float) -> list[list[
     """[[TN, FP], [FN, TP]]: rows are the truth, columns the answer, in the order of contract.LABELS."""
     predicted = (probability >= threshold).astype(np.int64)
     return [[int(((labels == truth) & (predicted == answer)).sum()) for answer in (0, 1)] for truth in (0, 1)]
+
+
+def paired_difference(
+    labels: Ints,
+    one: tuple[Floats, float],
+    other: tuple[Floats, float],
+    patients: npt.NDArray[np.str_],
+    samples: int = 2000,
+    seed: int = 42,
+) -> dict[str, Interval]:
+    """Figures of `one` minus those of `other` on the same images, each as (probability (N,), threshold).
+
+    Both see the same bootstrap patients, so that what is hard in a sample is hard for both and cancels.
+    """
+    weights = patient_weights(patients, samples, seed)
+    points = [point_metrics(labels, *form) for form in (one, other)]
+    drawn = [weighted_metrics(labels, *form, weights) for form in (one, other)]
+    found = {}
+    for name in METRIC_NAMES:
+        gap = drawn[0][name] - drawn[1][name]
+        value = points[0][name] - points[1][name]
+        if np.isnan(value) or np.isnan(gap).all():
+            found[name] = Interval(None, None, None)
+            continue
+        low, high = np.nanpercentile(gap, [2.5, 97.5])
+        found[name] = Interval(round(value, 6), round(float(low), 6), round(float(high), 6))
+    return found

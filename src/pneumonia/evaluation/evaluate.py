@@ -13,11 +13,12 @@ import numpy as np
 from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.config.schema import Config
-from pneumonia.core.gate import refusals
-from pneumonia.core.metrics import confusion, metrics_with_intervals, point_metrics
+from pneumonia.core.gate import refusals, worse_than_champion
+from pneumonia.core.metrics import Interval, confusion, metrics_with_intervals, paired_difference, point_metrics
 from pneumonia.core.prediction import decide, pneumonia_probability
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, GateRefused
+from pneumonia.evaluation.card import model_card
 from pneumonia.evaluation.report import write_report
 from pneumonia.files import replace_directory, write_json, write_text
 
@@ -26,7 +27,7 @@ MIN_SUBGROUP = 10
 
 
 def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[str, Any]:
-    """Score the test split once and write `out`/{metrics.json, predictions.csv, report.html}; returns the metrics.
+    """Score the test split once; write metrics, predictions, report and model card into `out`; return the metrics.
 
     Temperature and threshold are the bundle's. Raises DataError where the bundle was trained on another data set than
     `prepared`, because its test images could then have been training images.
@@ -48,14 +49,17 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
     with replace_directory(out) as building:
         write_json(building / contract.METRICS_FILE, metrics)
         write_text(building / contract.PREDICTIONS_FILE, _predictions_csv(data, rows, logits, probability, opened))
-        write_report(building / contract.REPORT_FILE, metrics, data.labels[rows], probability)
+        worst = _worst(data, rows, probability, opened.manifest.threshold, config.evaluation.worst)
+        write_report(building / contract.REPORT_FILE, metrics, data.labels[rows], probability, worst)
+        write_text(building / contract.CARD_FILE, model_card(opened.manifest, metrics))
     return metrics
 
 
 def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, probability: Any) -> dict[str, Any]:
     manifest = bundle.manifest
     labels, patients = data.labels[rows], data.patients[rows]
-    options = (config.evaluation.bootstrap_samples, config.evaluation.seed)
+    evaluation = config.evaluation
+    options = (evaluation.bootstrap_samples, evaluation.seed, evaluation.prevalence)
 
     def intervals(threshold: float) -> dict[str, Any]:
         found = metrics_with_intervals(labels, probability, threshold, patients, *options)
@@ -73,6 +77,7 @@ def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, prob
         "temperature": manifest.temperature,
         "threshold": manifest.threshold,
         "recall_target": manifest.recall_target,
+        "prevalence": evaluation.prevalence,
         "test": intervals(manifest.threshold),
         "test_at_half": intervals(0.5),
         "confusion": confusion(labels, probability, manifest.threshold),
@@ -93,15 +98,32 @@ def _subgroups(data: PreparedData, rows: Any, probability: Any, threshold: float
     return found
 
 
+def _worst(data: PreparedData, rows: Any, probability: Any, threshold: float, count: int) -> list[dict[str, Any]]:
+    """Up to `count` wrong answers, those furthest from the threshold first."""
+    wrong = np.flatnonzero(decide(probability, threshold) != data.labels[rows])
+    surest = wrong[np.argsort(-np.abs(probability[wrong] - threshold), kind="stable")][:count]
+    return [
+        {
+            "name": Path(data.index["path"][rows[i]]).name,
+            "label": contract.LABELS[data.labels[rows[i]]],
+            "probability": float(probability[i]),
+            "pixels": data.pixels[rows[i]],
+        }
+        for i in surest
+    ]
+
+
 def _predictions_csv(data: PreparedData, rows: Any, logits: Any, probability: Any, bundle: Bundle) -> str:
     """One line a test image: what it is, what was answered."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "path", "label", "logit_normal", "logit_pneumonia", "probability", "prediction"])
+    # Patients as numbers that mean nothing outside: enough to draw them together, not to know them.
+    _, codes = np.unique(data.patients, return_inverse=True)
+    writer.writerow(["row", "path", "patient", "label", "logit_normal", "logit_pneumonia", "probability", "prediction"])
     answers = decide(probability, bundle.manifest.threshold)
     for row, pair, p, answer in zip(rows.tolist(), logits.tolist(), probability.tolist(), answers, strict=True):
         label = contract.LABELS[data.labels[row]]
-        writer.writerow([row, data.index["path"][row], label, *pair, f"{p:.6f}", contract.LABELS[answer]])
+        writer.writerow([row, data.index["path"][row], codes[row], label, *pair, f"{p:.6f}", contract.LABELS[answer]])
     return text.getvalue()
 
 
@@ -116,9 +138,59 @@ def read_metrics(evaluation: Path) -> dict[str, Any]:
 
 
 def gate(config: Config, evaluation: Path) -> dict[str, Any]:
-    """Compare test figures with the least ones of `config.gate`; returns them. Raises GateRefused with every reason."""
+    """Compare test figures with the least ones of `config.gate`, and with the champion where there is one.
+
+    Returns {name: {"value", "least"}} and, under "champion", what that comparison said. Raises GateRefused with every
+    reason, DataError where the champion was evaluated on other images.
+    """
     metrics = read_metrics(evaluation)
-    least = {name: getattr(config.gate, name) for name in ("accuracy", "precision", "recall", "f1")}
-    if reasons := refusals(metrics["test"], least):
+    least = {name: getattr(config.gate, name) for name in ("accuracy", "precision", "recall", "f1", "recall_low")}
+    reasons = refusals(metrics["test"], least)
+    if config.gate.champion is None:
+        champion: dict[str, Any] = {"compared": False, "why": "no champion: gate.champion is null"}
+    else:
+        difference = _against(config, evaluation, metrics, Path(config.gate.champion))
+        reasons += worse_than_champion(difference)
+        champion = {"compared": True, "difference": {name: gap.to_json() for name, gap in difference.items()}}
+    if reasons:
         raise GateRefused(reasons)
-    return {name: {"value": metrics["test"][name]["value"], "least": bound} for name, bound in least.items()}
+    figures = {
+        name: {"value": metrics["test"][name.removesuffix("_low")]["low" if name.endswith("_low") else "value"],
+               "least": bound}
+        for name, bound in least.items()
+    }  # fmt: skip
+    return {**figures, "champion": champion}
+
+
+def _against(config: Config, evaluation: Path, metrics: dict[str, Any], champion: Path) -> dict[str, Interval]:
+    """Differences to the champion on the same test images."""
+    theirs = read_metrics(champion)
+    if theirs["data_digest"] != metrics["data_digest"]:
+        raise DataError(
+            f"gate.champion={champion}: evaluated on data {theirs['data_digest'][:12]}..., this model on "
+            f"{metrics['data_digest'][:12]}...; evaluate the champion on the same prepared data set first"
+        )
+    rows = [_read_predictions(folder) for folder in (evaluation, champion)]
+    labels, patients, ours = rows[0]
+    return paired_difference(
+        labels,
+        (ours, metrics["threshold"]),
+        (rows[1][2], theirs["threshold"]),
+        patients,
+        config.evaluation.bootstrap_samples,
+        config.evaluation.seed,
+    )
+
+
+def _read_predictions(evaluation: Path) -> tuple[Any, Any, Any]:
+    """labels (N,), patients (N,), probability (N,) of an evaluation, in the order of the prepared rows."""
+    try:
+        with (evaluation / contract.PREDICTIONS_FILE).open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        return (
+            np.array([contract.LABELS.index(row["label"]) for row in rows], np.int64),
+            np.array([row["patient"] for row in rows]),
+            np.array([float(row["probability"]) for row in rows]),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{evaluation}: no readable {contract.PREDICTIONS_FILE} ({error!r}); evaluate again") from error

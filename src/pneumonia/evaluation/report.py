@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pneumonia import contract
 from pneumonia.core.metrics import ECE_BINS
@@ -30,6 +31,7 @@ both sides of the split, so these figures can be too good.</p>{% endif %}
 <p class="notice">Not a medical device. Trained on X-rays of children from one hospital; not tested elsewhere.</p>
 <p>{{ m.images }} test images of {{ m.patients_count }} patients
 ({{ m.images_by_label.NORMAL }} NORMAL, {{ m.images_by_label.PNEUMONIA }} PNEUMONIA), split: {{ m.split.strategy }}.
+Predictive values (ppv, npv) are for a prevalence of {{ m.prevalence }}.
 The threshold {{ "%.4f" | format(m.threshold) }} was chosen on validation for a recall of {{ m.recall_target }}, the
 temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstrapped over patients.</p>
 <table><tr><th>test</th><th>at the served threshold</th><th>95 % interval</th><th>at 0.5</th></tr>
@@ -44,13 +46,22 @@ temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstr
 <td>{{ show(item.accuracy) }}</td></tr>
 {% endfor %}</table>{% endif %}
 <img alt="ROC, precision-recall and calibration curves" src="data:image/png;base64,{{ plots }}">
+{% if worst %}<h2>The worst mistakes</h2><p>Wrong answers, the surest first.</p>
+{% for item in worst %}<figure style="display: inline-block; width: 150px; margin: .4rem; vertical-align: top">
+<img alt="" src="data:image/jpeg;base64,{{ item.jpeg }}"><figcaption>{{ item.name }}<br>is {{ item.label }},
+P(PNEUMONIA) {{ "%.3f" | format(item.probability) }}</figcaption></figure>{% endfor %}{% endif %}
 <p>Data digest {{ m.data_digest }}.</p>
 </body></html>
 """
 
 
-def write_report(path: Path, metrics: dict[str, Any], labels: Any, probability: Any) -> None:
-    """Write the page for `metrics`; labels int64 (N,) and probability float64 (N,) of test images make the plots."""
+def write_report(
+    path: Path, metrics: dict[str, Any], labels: Any, probability: Any, worst: list[dict[str, Any]]
+) -> None:
+    """Write the page for `metrics`; labels int64 (N,) and probability float64 (N,) of test images make the plots.
+
+    worst: wrong answers to show, each {"name", "label", "probability", "pixels" uint8 (H, W)}.
+    """
     from jinja2 import Environment
 
     def show(value: float | None) -> str:
@@ -58,7 +69,15 @@ def write_report(path: Path, metrics: dict[str, Any], labels: Any, probability: 
 
     page = Environment(autoescape=True).from_string(_PAGE)
     plots = base64.b64encode(_plots(labels, probability, metrics["threshold"])).decode()
-    write_text(path, page.render(m=metrics, labels=contract.LABELS, plots=plots, show=show))
+    shown = [{**item, "jpeg": _thumbnail(item["pixels"])} for item in worst]
+    write_text(path, page.render(m=metrics, labels=contract.LABELS, plots=plots, show=show, worst=shown))
+
+
+def _thumbnail(pixels: Any) -> str:
+    """uint8 (H, W) to the base64 text of a small JPEG."""
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(pixels)).resize((150, 150)).save(stream, "JPEG", quality=80)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def _plots(labels: Any, probability: Any, threshold: float) -> bytes:

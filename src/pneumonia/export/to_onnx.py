@@ -58,7 +58,10 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
         return extend_bundle(
             opened,
             out,
-            {name: folder / name for name in (contract.ONNX_FILE, contract.PROBE_FILE)},
+            {
+                **{name: folder / name for name in (contract.ONNX_FILE, contract.PROBE_FILE)},
+                contract.CARD_FILE: evaluation / contract.CARD_FILE,
+            },
             metrics={**manifest.metrics, **figures, "parity": {"onnx": parity.to_json()}},
         )
 

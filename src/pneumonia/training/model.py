@@ -24,7 +24,14 @@ def build_model(config: ModelConfig) -> Any:
     Raises MissingPrerequisite where `checkpoint` is neither here nor on a reachable hub, DataError where it is not
     an image classifier.
     """
-    return _from_checkpoint(config.checkpoint) if config.checkpoint else _from_scratch(config)
+    model = _from_checkpoint(config.checkpoint) if config.checkpoint else _from_scratch(config)
+    millions = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
+    if config.expected_parameters not in (None, millions):
+        raise DataError(
+            f"model.checkpoint={config.checkpoint}: about {millions} million parameters, expected "
+            f"{config.expected_parameters} million; name the right checkpoint, or set model.expected_parameters=null"
+        )
+    return model
 
 
 def _from_scratch(config: ModelConfig) -> Any:

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from pneumonia import __version__, contract
+from pneumonia.architecture import load_model
 from pneumonia.bundle import Bundle, Manifest, write_bundle
 from pneumonia.config.compose import to_yaml
 from pneumonia.config.schema import Config
@@ -267,7 +268,17 @@ def _portable(config: Config) -> dict[str, Any]:
 
 
 def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
-    """Choose temperature and threshold on validation and write the bundle."""
+    """Save the weights, choose temperature and threshold for them as saved, and write the bundle."""
+    with replace_directory(out.parent / "weights") as folder:
+        model.save_pretrained(folder)
+        # Not the model at hand: Trainer leaves its forward in mixed precision, and serving computes in float32.
+        manifest = _manifest(config, data, load_model(folder))
+        files = {name: folder / name for name in (contract.WEIGHTS_FILE, contract.MODEL_CONFIG_FILE)}
+        return write_bundle(out, manifest, files)
+
+
+def _manifest(config: Config, data: PreparedData, model: Any) -> Manifest:
+    """What the bundle of `model` says, with temperature and threshold from the validation split."""
     rows = data.indices("val")
     labels, patients = data.labels[rows], data.patients[rows]
     logits = predict_logits(model, data, rows, title="validation")
@@ -276,7 +287,7 @@ def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
     options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
     threshold = choose_threshold(labels, probability, patients, config.evaluation.recall_target, **options)
     figures = metrics_with_intervals(labels, probability, threshold, patients, **options)
-    manifest = Manifest(
+    return Manifest(
         name=config.model.name,
         temperature=temperature,
         threshold=threshold,
@@ -291,7 +302,3 @@ def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
             **{name: version(name) for name in _LIBRARIES},
         },
     )
-    with replace_directory(out.parent / "weights") as folder:
-        model.save_pretrained(folder)
-        files = {name: folder / name for name in (contract.WEIGHTS_FILE, contract.MODEL_CONFIG_FILE)}
-        return write_bundle(out, manifest, files)

@@ -1,0 +1,67 @@
+"""The model card: what a model is, what it was measured on, and what it must not be used for (Mitchell et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pneumonia.bundle import Manifest
+
+_NAMES = {
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall (sensitivity)",
+    "specificity": "specificity",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "ece": "expected calibration error",
+    "ppv": "positive predictive value",
+    "npv": "negative predictive value",
+}
+
+
+def model_card(manifest: Manifest, metrics: dict[str, Any]) -> str:
+    """Markdown from a bundle's manifest and the metrics of its evaluation."""
+
+    def show(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.4f}"
+
+    rows = [
+        f"| {_NAMES[name]} | {show(item['value'])} | {show(item['low'])} to {show(item['high'])} |"
+        for name, item in metrics["test"].items()
+    ]
+    groups = [f"- {name}: {item['images']} images, {item['accuracy']:.4f} answered rightly"
+              for name, item in metrics["subgroups"].items()]  # fmt: skip
+    warnings = []
+    if manifest.synthetic:
+        warnings.append("**Synthetic: trained on images that a program drew. It knows nothing of real X-rays.**\n")
+    if manifest.data["patients"] != "named":
+        warnings.append("**Patients are unknown, so images of one patient may be on both sides of the split.**\n")
+    config = manifest.config.get("model", {})
+    return "\n".join(
+        [
+            f"# {manifest.name}\n",
+            *warnings,
+            "Chest X-ray in, `NORMAL` or `PNEUMONIA` with a calibrated probability out.\n",
+            "## Not a medical device\n",
+            "Not cleared, certified or clinically validated. No diagnosis or treatment may rest on it. The public data",
+            "set it is made for holds X-rays of children of one to five years from one hospital; adults, other devices",
+            "and other hospitals were not tested, and the share of pneumonia there is far above that of a clinic.\n",
+            "## Model\n",
+            f"Architecture {config.get('architecture', '?')}, start from {config.get('checkpoint') or 'scratch'}; "
+            f"temperature {manifest.temperature:.4f}, threshold {manifest.threshold:.4f} for a recall of "
+            f"{manifest.recall_target} on validation.\n",
+            "## Data\n",
+            f"Source {manifest.data['source']}, digest {manifest.data['digest']}, split "
+            f"{manifest.data['split']['strategy']}; {metrics['images']} test images of {metrics['patients_count']} "
+            "patients.\n",
+            "## Test\n",
+            f"At the served threshold; 95 % intervals bootstrapped over patients; predictive values at a prevalence of "
+            f"{metrics['prevalence']}.\n",
+            "| figure | value | 95 % interval |",
+            "|---|---|---|",
+            *rows,
+            "",
+            *groups,
+            "",
+        ]
+    )
