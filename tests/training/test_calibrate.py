@@ -34,6 +34,6 @@ def test_a_site_of_its_own_gets_its_own_temperature_and_threshold(trained: Bundl
 
 
 def test_the_images_of_the_training_are_refused(trained: Bundle, prepared: PreparedData, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="calibrate on images it has not seen"):
+    with pytest.raises(DataError, match="with these very images"):
         calibrate(smoke_config(tmp_path), trained.path, prepared.path, tmp_path / "calibrated")
     assert not (tmp_path / "calibrated").exists()

@@ -28,7 +28,11 @@ def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle
 
     opened, data = open_bundle(bundle), load_prepared(prepared)
     if opened.manifest.data["digest"] == data.manifest["digest"]:
-        raise DataError(f"{prepared}: the data set that this model was trained on; calibrate on images it has not seen")
+        digest = opened.manifest.data["digest"][:12]
+        raise DataError(
+            f"{opened.manifest.name} was trained with these very images (data digest {digest}...); calibrate on images "
+            "it has not seen"
+        )
     if Preprocessing.from_json(data.manifest["preprocessing"]) != opened.manifest.preprocessing:
         raise DataError(f"{prepared}: prepared otherwise than this model's training images; prepare it again")
     logits = predict_logits(load_model(bundle), data, np.arange(len(data.labels)), title="calibration")
