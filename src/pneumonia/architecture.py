@@ -24,7 +24,6 @@ class ConvStemViTConfig(ViTConfig):  # type: ignore[misc]
     model_type = "vit_conv_stem"
 
     stem_channels: list[int] | tuple[int, ...] = (24, 48, 96, 192)
-    drop_path_rate: float = 0.0
 
 
 class ConvStem(nn.Module):

@@ -286,7 +286,8 @@ def _manifest(config: Config, data: PreparedData, model: Any) -> Manifest:
     probability = pneumonia_probability(logits, temperature)
     options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
     threshold = choose_threshold(labels, probability, patients, config.evaluation.recall_target, **options)
-    figures = metrics_with_intervals(labels, probability, threshold, patients, **options)
+    prevalence = config.evaluation.prevalence
+    figures = metrics_with_intervals(labels, probability, threshold, patients, **options, prevalence=prevalence)
     return Manifest(
         name=config.model.name,
         temperature=temperature,
