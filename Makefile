@@ -13,7 +13,7 @@ DATA =
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test e2e bench demo generate check-generated lock clean
+.PHONY: help setup lint format type test e2e bench demo mlflow generate check-generated lock clean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -52,6 +52,11 @@ bench: $(STAMP) ## Run every script of benchmarks/
 
 demo: $(STAMP) ## Train, check, export, serve and ask: on drawn X-rays, or on yours with DATA=<folder>
 	$(BIN)/pneumoctl demo $(if $(DATA),--data "$(DATA)")
+
+mlflow: $(STAMP) ## Show the runs of this folder in MLflow's user interface, on port 8080
+	@mkdir -p runs
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --default-artifact-root $(CURDIR)/runs/mlartifacts \
+		--host 127.0.0.1 --port 8080
 
 generate: $(STAMP) ## Write every generated file anew, except requirements.lock (see lock)
 	$(BIN)/python pipelines/train.py

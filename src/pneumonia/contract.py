@@ -74,7 +74,12 @@ SPLITS: Final = ("train", "val", "test")
 METRICS_FILE: Final = "metrics.json"
 PREDICTIONS_FILE: Final = "predictions.csv"
 REPORT_FILE: Final = "report.html"
+PLOTS_DIR: Final = "plots"
 CARD_FILE: Final = "model_card.md"
+
+# MLflow on one machine: the folder of its database and artifacts, which the environment variable overrides.
+TRACKING_DIR: Final = "runs"
+TRACKING_DIR_ENV: Final = "PNEUMONIA_TRACKING_DIR"
 
 # A release: <root>/releases/<bundle sha-256>/<model>/1/, its manifest written last.
 RELEASES_DIR: Final = "releases"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from pneumonia.bundle import open_bundle
 from pneumonia.core.calibration import fit_temperature
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import MissingPrerequisite, ServerUnavailable
+from pneumonia.evaluation.evaluate import evaluate
+from pneumonia.export.to_onnx import export_onnx
 from pneumonia.training.averaging import AVERAGE_FILE, WeightAverage
 from pneumonia.training.dataset import predict_logits
 from pneumonia.training.tracking import NoTracker
-from pneumonia.training.train import make_trainer, restore_prior, train
+from pneumonia.training.train import make_trainer, restore_prior, run, train
 from tests.phantoms import smoke_config
 
 STEPS = ("training.max_steps=-1", "training.num_train_epochs=3", "training.per_device_train_batch_size=64",
@@ -68,6 +71,41 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
 def _not_saved(model: torch.nn.Module, folder: Path) -> dict[str, torch.Tensor]:
     saved = load_file(folder / contract.WEIGHTS_FILE)
     return {name: value for name, value in model.state_dict().items() if name not in saved}
+
+
+class _SignalAtStep(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == self.step:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("part_of_epoch", [0.5, 1.0])
+def test_ctrl_c_keeps_a_checkpoint_that_leads_to_the_same_weights(
+    part_of_epoch: float, prepared: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Dropout draws random numbers at every step, so the generators have to go on as well.
+    config = smoke_config(tmp_path, *STEPS, "model.hidden_dropout=0.1")
+    whole = make_trainer(config, prepared, tmp_path / "whole", NoTracker())
+    run(whole, None)
+    epoch = whole.state.max_steps // 3
+    step = epoch + int(part_of_epoch * epoch)
+    stopped = make_trainer(config, prepared, tmp_path / "stopped", NoTracker())
+    stopped.add_callback(_SignalAtStep(step))
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, None)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "go on with training.resume=true" in capsys.readouterr().err
+    assert (tmp_path / "stopped" / f"checkpoint-{stopped.state.global_step}" / contract.WEIGHTS_FILE).is_file()
+    assert stopped.state.global_step == step
+    resumed = make_trainer(config, prepared, tmp_path / "stopped", NoTracker())
+    run(resumed, str(tmp_path / "stopped" / f"checkpoint-{stopped.state.global_step}"))
+    assert resumed.state.global_step == whole.state.global_step
+    assert _same(_weights(resumed.model), _weights(whole.model))
+    assert resumed.state.best_global_step == whole.state.best_global_step
 
 
 class _StopAfterTwoEpochs(TrainerCallback):
@@ -161,17 +199,28 @@ def test_an_unreachable_tracking_server_is_noticed_before_training(prepared: Pre
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_local_run_is_recorded(prepared: PreparedData, tmp_path: Path) -> None:
+def test_a_local_run_is_recorded_from_parameters_to_bundle(prepared: PreparedData, tmp_path: Path) -> None:
     import mlflow
 
     config = smoke_config(tmp_path, "tracking.uri=local")
-    train(config, prepared.path, tmp_path / "run" / "bundle")
+    bundle = train(config, prepared.path, tmp_path / "run" / "bundle")
+    metrics = evaluate(config, bundle.path, prepared.path, tmp_path / "evaluation")
+    export_onnx(config, bundle.path, tmp_path / "evaluation", prepared.path, tmp_path / "models")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    # One run: the later steps find that of the training.
     (run,) = mlflow.search_runs(experiment_names=["pneumonia"], output_format="list")
     assert run.info.status == "FINISHED"
     assert run.data.params["training.max_steps"] == "4"
     assert run.data.tags["synthetic"] == "True"
     assert {"eval_auroc", "val_recall"} <= set(run.data.metrics)
+    recall = metrics["test"]["recall"]
+    kept = {end: run.data.metrics[f"test_recall{end}"] for end in ("", "_low", "_high")}
+    assert kept == {"": recall["value"], "_low": recall["low"], "_high": recall["high"]}
+    artifacts = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=str(tmp_path / "kept")))
+    assert (artifacts / "evaluation" / contract.REPORT_FILE).is_file()
+    plots = {path.stem for path in (artifacts / "evaluation" / contract.PLOTS_DIR).iterdir()}
+    assert plots == {"roc", "precision_recall", "calibration", "confusion"}
+    assert open_bundle(artifacts / "bundle").digest == open_bundle(tmp_path / "models").digest
 
 
 def test_the_class_ratio_comes_back_after_balanced_training(prepared: PreparedData) -> None:

@@ -221,9 +221,10 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """MLflow. uri: `local` is an SQLite file under the output directory's parent, null switches tracking off."""
+    """MLflow, which gets parameters, figures with their intervals, plots, report and bundle of every run."""
 
     uri: Optional[str] = "local"  # noqa: UP045
+    """local: an SQLite file in output_dir; else a server, such as http://127.0.0.1:8080; null switches it off."""
     experiment: str = "pneumonia"
 
 
@@ -238,7 +239,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    output_dir: str = "runs"
+    output_dir: str = contract.TRACKING_DIR
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain dictionaries."""

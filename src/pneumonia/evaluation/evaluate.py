@@ -14,13 +14,14 @@ from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.config.schema import Config
 from pneumonia.core.gate import refusals, worse_than_champion
-from pneumonia.core.metrics import Interval, confusion, metrics_with_intervals, paired_difference, point_metrics
+from pneumonia.core.metrics import Interval, confusion, metrics_with_intervals, paired_difference
 from pneumonia.core.prediction import decide, pneumonia_probability
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, GateRefused
 from pneumonia.evaluation.card import model_card
+from pneumonia.evaluation.plots import draw_plots
 from pneumonia.evaluation.report import write_report
-from pneumonia.files import replace_directory, write_json, write_text
+from pneumonia.files import replace_directory, write_bytes, write_json, write_text
 
 MIN_SUBGROUP = 10
 """Subgroups with fewer test images get no figures of their own: an interval would span almost everything."""
@@ -38,21 +39,47 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
             f"{prepared}: data digest {data.manifest['digest'][:12]}..., the bundle was trained on "
             f"{opened.manifest.data['digest'][:12]}...; evaluate on the data set that it was trained with"
         )
-    # torch is heavy, so it stays out of the module and of everything that only reads figures.
+    # Heavy parts stay out of the module and of everything that only reads figures.
     from pneumonia.architecture import load_model
     from pneumonia.training.dataset import predict_logits
+    from pneumonia.training.tracking import track_again
 
-    rows = data.indices("test")
-    logits = predict_logits(load_model(bundle), data, rows, title="test")
-    probability = pneumonia_probability(logits, opened.manifest.temperature)
-    metrics = _metrics(config, opened, data, rows, probability)
-    with replace_directory(out) as building:
-        write_json(building / contract.METRICS_FILE, metrics)
-        write_text(building / contract.PREDICTIONS_FILE, _predictions_csv(data, rows, logits, probability, opened))
-        worst = _worst(data, rows, probability, opened.manifest.threshold, config.evaluation.worst)
-        write_report(building / contract.REPORT_FILE, metrics, data.labels[rows], probability, worst)
-        write_text(building / contract.CARD_FILE, model_card(opened.manifest, metrics))
+    # Opened first, so that a tracking server that is down shows before the work and not after.
+    with track_again(config, opened.manifest.name, opened.digest) as tracker:
+        rows = data.indices("test")
+        logits = predict_logits(load_model(bundle), data, rows, title="test")
+        probability = pneumonia_probability(logits, opened.manifest.temperature)
+        metrics = _metrics(config, opened, data, rows, probability)
+        with replace_directory(out) as building:
+            _write(config, building, opened, data, metrics, logits)
+        tracker.log(tracked_figures(metrics))
+        tracker.keep(out, "evaluation")
     return metrics
+
+
+def tracked_figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """Test figures with the ends of their intervals, by the names that a tracker gets: test_recall, test_recall_low."""
+    named = {
+        f"test_{name}{'' if end == 'value' else f'_{end}'}": value
+        for name, figure in metrics["test"].items()
+        for end, value in figure.items()
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _write(config: Config, out: Path, bundle: Bundle, data: PreparedData, metrics: dict[str, Any], logits: Any) -> None:
+    """Figures, one line an image, plots, report and model card."""
+    rows, threshold = data.indices("test"), bundle.manifest.threshold
+    probability = pneumonia_probability(logits, bundle.manifest.temperature)
+    plots = draw_plots(data.labels[rows], probability, threshold)
+    write_json(out / contract.METRICS_FILE, metrics)
+    write_text(out / contract.PREDICTIONS_FILE, _predictions_csv(data, rows, logits, probability, bundle))
+    for name, png in plots.items():
+        write_bytes(out / contract.PLOTS_DIR / f"{name}.png", png)
+    write_report(
+        out / contract.REPORT_FILE, metrics, plots, _worst(data, rows, probability, threshold, config.evaluation.worst)
+    )
+    write_text(out / contract.CARD_FILE, model_card(bundle.manifest, metrics))
 
 
 def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, probability: Any) -> dict[str, Any]:
@@ -81,20 +108,38 @@ def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, prob
         "test": intervals(manifest.threshold),
         "test_at_half": intervals(0.5),
         "confusion": confusion(labels, probability, manifest.threshold),
-        "subgroups": _subgroups(data, rows, probability, manifest.threshold),
+        "subgroups": _subgroups(config, data, rows, probability, manifest.threshold),
         "validation": dict(manifest.metrics["val"]),
     }
 
 
-def _subgroups(data: PreparedData, rows: Any, probability: Any, threshold: float) -> dict[str, Any]:
-    """Images and share answered rightly, by the subgroup that the file name tells (bacteria, virus, ...)."""
-    groups = np.asarray(data.index["group"])[rows]
+def _subgroups(config: Config, data: PreparedData, rows: Any, probability: Any, threshold: float) -> dict[str, Any]:
+    """Figures by the subgroup that the file name tells (bacteria, virus, IM, NORMAL2, ...).
+
+    A subgroup of one class is set against every test image of the other class, which gives AUROC, precision and the
+    rest a meaning: bacteria against all NORMAL, NORMAL2 against all PNEUMONIA.
+    """
+    groups, labels, patients = np.asarray(data.index["group"])[rows], data.labels[rows], data.patients[rows]
+    evaluation = config.evaluation
     found = {}
     for group in np.unique(groups):
         inside = groups == group
-        if inside.sum() >= MIN_SUBGROUP:
-            figures = point_metrics(data.labels[rows][inside], probability[inside], threshold)
-            found[str(group)] = {"images": int(inside.sum()), "accuracy": round(figures["accuracy"], 6)}
+        if inside.sum() < MIN_SUBGROUP:
+            continue
+        classes = np.unique(labels[inside])
+        compared = inside | (labels != classes[0]) if len(classes) == 1 else inside
+        figures = metrics_with_intervals(
+            labels[compared], probability[compared], threshold, patients[compared],
+            evaluation.bootstrap_samples, evaluation.seed, evaluation.prevalence,
+        )  # fmt: skip
+        right = decide(probability[inside], threshold) == labels[inside]
+        found[str(group)] = {
+            "images": int(inside.sum()),
+            "patients": len(np.unique(patients[inside])),
+            "accuracy": round(float(right.mean()), 6),
+            "against": "itself" if len(classes) > 1 else contract.LABELS[1 - classes[0]],
+            "test": {name: interval.to_json() for name, interval in figures.items()},
+        }
     return found
 
 

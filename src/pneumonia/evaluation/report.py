@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from pneumonia import contract
-from pneumonia.core.metrics import ECE_BINS
 from pneumonia.files import write_text
 
 _PAGE = """<!doctype html>
@@ -28,6 +27,9 @@ figures say nothing about real X-rays.</strong></p>{% endif %}
 <h1>{{ m.model }}</h1>
 {% if m.patients != "named" %}<p class="notice"><strong>Patients are unknown:</strong> images of one patient may lie on
 both sides of the split, so these figures can be too good.</p>{% endif %}
+{% if m.split.straddling_patients %}<p class="notice"><strong>{{ m.split.straddling_patients }} patients have images in
+more than one part of this split</strong> (split.strategy={{ m.split.strategy }}), so these figures are too good.</p>
+{% endif %}{% if m.split.note %}<p class="notice">{{ m.split.note }}</p>{% endif %}
 <p class="notice">Not a medical device. Trained on X-rays of children from one hospital; not tested elsewhere.</p>
 <p>{{ m.images }} test images of {{ m.patients_count }} patients
 ({{ m.images_by_label.NORMAL }} NORMAL, {{ m.images_by_label.PNEUMONIA }} PNEUMONIA), split: {{ m.split.strategy }}.
@@ -41,11 +43,15 @@ temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstr
 <table><tr><th></th><th>answered NORMAL</th><th>answered PNEUMONIA</th></tr>
 {% for row in m.confusion %}<tr><td>is {{ labels[loop.index0] }}</td><td>{{ row[0] }}</td><td>{{ row[1] }}</td></tr>
 {% endfor %}</table>
-{% if m.subgroups %}<table><tr><th>subgroup (from file names)</th><th>images</th><th>answered rightly</th></tr>
-{% for name, item in m.subgroups.items() %}<tr><td>{{ name }}</td><td>{{ item.images }}</td>
-<td>{{ show(item.accuracy) }}</td></tr>
-{% endfor %}</table>{% endif %}
-<img alt="ROC, precision-recall and calibration curves" src="data:image/png;base64,{{ plots }}">
+{% if m.subgroups %}<table><tr><th>subgroup (from file names)</th><th>images</th><th>patients</th>
+<th>answered rightly</th><th>95 % interval</th><th>AUROC</th><th>95 % interval</th></tr>
+{% for name, item in m.subgroups.items() %}{% set right = item.test[right_of[item.against]] %}<tr><td>{{ name }}</td>
+<td>{{ item.images }}</td><td>{{ item.patients }}</td><td>{{ show(item.accuracy) }}</td>
+<td>{{ show(right.low) }} to {{ show(right.high) }}</td><td>{{ show(item.test.auroc.value) }}</td>
+<td>{{ show(item.test.auroc.low) }} to {{ show(item.test.auroc.high) }}</td></tr>
+{% endfor %}</table><p>AUROC of a subgroup of one class is against every test image of the other class.</p>{% endif %}
+{% for name, png in plots.items() %}<img alt="{{ name }}" style="width: 49%" src="data:image/png;base64,{{ png }}">
+{% endfor %}
 {% if worst %}<h2>The worst mistakes</h2><p>Wrong answers, the surest first.</p>
 {% for item in worst %}<figure style="display: inline-block; width: 150px; margin: .4rem; vertical-align: top">
 <img alt="" src="data:image/jpeg;base64,{{ item.jpeg }}"><figcaption>{{ item.name }}<br>is {{ item.label }},
@@ -54,13 +60,14 @@ P(PNEUMONIA) {{ "%.3f" | format(item.probability) }}</figcaption></figure>{% end
 </body></html>
 """
 
+_RIGHT_OF = {"NORMAL": "recall", "PNEUMONIA": "specificity", "itself": "accuracy"}
+"""What "answered rightly" is called in a subgroup, by what the subgroup is set against."""
 
-def write_report(
-    path: Path, metrics: dict[str, Any], labels: Any, probability: Any, worst: list[dict[str, Any]]
-) -> None:
-    """Write the page for `metrics`; labels int64 (N,) and probability float64 (N,) of test images make the plots.
 
-    worst: wrong answers to show, each {"name", "label", "probability", "pixels" uint8 (H, W)}.
+def write_report(path: Path, metrics: dict[str, Any], plots: dict[str, bytes], worst: list[dict[str, Any]]) -> None:
+    """Write the page for `metrics`, with every plot inside.
+
+    plots: PNG by name. worst: wrong answers to show, each {"name", "label", "probability", "pixels" uint8 (H, W)}.
     """
     from jinja2 import Environment
 
@@ -68,9 +75,11 @@ def write_report(
         return "undefined" if value is None else f"{value:.4f}"
 
     page = Environment(autoescape=True).from_string(_PAGE)
-    plots = base64.b64encode(_plots(labels, probability, metrics["threshold"])).decode()
+    pictures = {name.replace("_", " "): base64.b64encode(png).decode() for name, png in plots.items()}
     shown = [{**item, "jpeg": _thumbnail(item["pixels"])} for item in worst]
-    write_text(path, page.render(m=metrics, labels=contract.LABELS, plots=plots, show=show, worst=shown))
+    write_text(
+        path, page.render(m=metrics, labels=contract.LABELS, right_of=_RIGHT_OF, plots=pictures, show=show, worst=shown)
+    )
 
 
 def _thumbnail(pixels: Any) -> str:
@@ -78,35 +87,3 @@ def _thumbnail(pixels: Any) -> str:
     stream = io.BytesIO()
     Image.fromarray(np.asarray(pixels)).resize((150, 150)).save(stream, "JPEG", quality=80)
     return base64.b64encode(stream.getvalue()).decode()
-
-
-def _plots(labels: Any, probability: Any, threshold: float) -> bytes:
-    """ROC, precision-recall and calibration side by side, as PNG bytes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    roc, precision_recall, reliability = figure.subplots(1, 3)
-    order = np.argsort(-probability, kind="stable")
-    tp, fp = np.cumsum(labels[order]), np.cumsum(1 - labels[order])
-    recall, false_alarms = tp / max(tp[-1], 1), fp / max(fp[-1], 1)
-    chosen = int((probability >= threshold).sum()) - 1
-    roc.plot(np.r_[0, false_alarms], np.r_[0, recall])
-    roc.set(xlabel="1 - specificity", ylabel="recall", title="ROC")
-    precision_recall.plot(recall, tp / np.arange(1, len(tp) + 1))
-    precision_recall.set(xlabel="recall", ylabel="precision", title="Precision and recall", ylim=(0, 1.02))
-    if chosen >= 0:
-        roc.plot(false_alarms[chosen], recall[chosen], "o", label="served threshold")
-        precision_recall.plot(recall[chosen], tp[chosen] / (chosen + 1), "o", label="served threshold")
-        roc.legend(loc="lower right")
-    bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
-    filled = [index for index in range(ECE_BINS) if (bins == index).any()]
-    reliability.plot([0, 1], [0, 1], linestyle=":", color="gray")
-    reliability.plot(
-        [probability[bins == index].mean() for index in filled],
-        [labels[bins == index].mean() for index in filled],
-        "o-",
-    )
-    reliability.set(xlabel="mean P(PNEUMONIA)", ylabel="share that has pneumonia", title="Calibration")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()

@@ -39,6 +39,7 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
         raise DataError(f"{bundle}, {prepared} and {evaluation} are not of one data digest; use those of one run")
     from pneumonia.architecture import load_model
     from pneumonia.training.dataset import predict_logits
+    from pneumonia.training.tracking import track_again
 
     model = load_model(bundle)
     rows = data.indices("test")[:PARITY_IMAGES]
@@ -55,7 +56,7 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
         write_json(folder / contract.PROBE_FILE, _probe(data, rows, expected))
         # The evaluation repeats what the manifest says elsewhere; the bundle keeps the figures only.
         figures = {key: metrics[key] for key in ("test", "test_at_half", "confusion", "subgroups", "images")}
-        return extend_bundle(
+        exported = extend_bundle(
             opened,
             out,
             {
@@ -64,6 +65,10 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
             },
             metrics={**manifest.metrics, **figures, "parity": {"onnx": parity.to_json()}},
         )
+    with track_again(config, manifest.name, opened.digest) as tracker:
+        tracker.tag("exported_bundle_digest", exported.digest)
+        tracker.keep(exported.path, "bundle")
+    return exported
 
 
 def write_graph(model: Any, path: Path) -> None:

@@ -194,6 +194,10 @@ def _drive(folder: Path, scratch: Path, log: Path) -> tuple[_Progress, int]:
         ERROR_DIR_ENV: str(folder / "errors"),
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(scratch),
+        # One record for all steps, where `make mlflow` looks for it.
+        contract.TRACKING_DIR_ENV: os.environ.get(
+            contract.TRACKING_DIR_ENV, str(Path(contract.TRACKING_DIR).resolve())
+        ),
     }
     command = [sys.executable, "-m", "pneumonia.pipelines.engine", str(folder / "request.json")]
     with log.open("w", encoding="utf-8") as stream, _terminate_as_interrupt():

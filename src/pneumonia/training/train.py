@@ -29,8 +29,9 @@ from pneumonia.errors import MissingPrerequisite
 from pneumonia.files import replace_directory, write_json, write_text
 from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
+from pneumonia.training.interrupt import StopOnSignal
 from pneumonia.training.model import build_model
-from pneumonia.training.tracking import Tracker, track
+from pneumonia.training.tracking import BUNDLE_TAG, Tracker, track
 
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "imbalanced-learn")
 _DATA_KEYS = ("digest", "source", "synthetic", "patients", "split", "counts")
@@ -226,14 +227,32 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         print(f"train: {config.model.name}, {parameters:,} parameters, {len(trainer.train_dataset)} images an epoch "
               "after oversampling", file=sys.stderr)  # fmt: skip
-        trainer.train(resume_from_checkpoint=_resume_point(folder) if config.training.resume else None)
+        run(trainer, _resume_point(folder) if config.training.resume else None)
         write_json(out.parent / "history.json", trainer.state.log_history)
         if config.training.oversample:
             restore_prior(trainer.model, data)
         bundle = _write(config, data, trainer.model, out)
         tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
                      if item["value"] is not None})  # fmt: skip
+        tracker.tag(BUNDLE_TAG, bundle.digest)
     return bundle
+
+
+def run(trainer: PneumoniaTrainer, resume_from: str | None) -> None:
+    """Train to the end, or to a checkpoint of the step at which a signal came.
+
+    Raises KeyboardInterrupt after the checkpoint is written.
+    """
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    try:
+        trainer.train(resume_from_checkpoint=resume_from)
+    finally:
+        stop.restore()
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        print(f"train: stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint in "
+              f"{trainer.args.output_dir}; go on with training.resume=true", file=sys.stderr)  # fmt: skip
+        raise KeyboardInterrupt
 
 
 def _resume_point(folder: Path) -> str:
