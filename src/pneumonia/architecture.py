@@ -18,12 +18,18 @@ from pneumonia.errors import BundleError
 class ConvStemViTConfig(ViTConfig):  # type: ignore[misc]
     """A ViTConfig whose patch projection is a stack of 3x3 convolutions, halving the side once per entry.
 
-    stem_channels: output channels of the stride-2 convolutions; `patch_size` has to be 2 ** len(stem_channels).
+    stem_channels: output channels of the stride-2 convolutions. stem_blocks: residual blocks after each of them, none
+    where empty. input_pool: side of the squares of pixels that are averaged before anything else; `patch_size` has to
+    be input_pool * 2 ** len(stem_channels). standardize: whether every image gets mean 0 and standard deviation 1
+    first, so that exposure and contrast, which tell how an image was taken, are not there to be learned.
     """
 
     model_type = "vit_conv_stem"
 
     stem_channels: list[int] | tuple[int, ...] = (24, 48, 96, 192)
+    stem_blocks: list[int] | tuple[int, ...] = ()
+    input_pool: int = 1
+    standardize: bool = False
 
 
 class ConvStem(nn.Module):

@@ -69,6 +69,7 @@ INDEX_FILE: Final = "index.csv"
 PIXELS_FILE: Final = "pixels.npy"
 DATA_MANIFEST: Final = "prepared.json"
 SPLITS: Final = ("train", "val", "test")
+UNUSED: Final = "unused"
 
 # Files of an evaluation.
 METRICS_FILE: Final = "metrics.json"

@@ -315,3 +315,15 @@ def test_the_manifest_is_plain_json_without_a_pixel(kaggle: Path, tmp_path: Path
     assert manifest["preprocessing"] == Preprocessing().to_json()
     assert (manifest["source"], manifest["synthetic"], manifest["patients"]) == ("folder", False, "named")
     assert manifest["split"]["strategy"] == "patient"
+
+
+def test_a_prepared_shift_set_keeps_unused_images_out_of_every_part(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "xrays", kaggle_names(60, 90))
+    data = prepare_folder(root, tmp_path / "out", SplitConfig(hold_out=["NORMAL2", "virus"]))
+    groups = np.array(data.index["group"])
+    assert set(groups[data.indices("test")]) == {"NORMAL2", "virus"}
+    assert not {"NORMAL2", "virus"} & set(groups[np.r_[data.indices("train"), data.indices("val")]])
+    unused = data.index["split"].count("unused")
+    assert unused > 0
+    assert sum(data.manifest["counts"]["by_split"].values()) + unused == len(data.labels)
+    assert "never saw" in data.manifest["split"]["note"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumonia.config.schema import SplitConfig
-from pneumonia.data.split import assign, straddlers
+from pneumonia.data.split import assign, hold_out, straddlers
 from pneumonia.errors import DataError
 
 Cohort = tuple[np.ndarray, np.ndarray]
@@ -112,3 +112,37 @@ def test_a_part_without_a_class_is_refused() -> None:
     keys = np.array(["a", "b", *(f"p{i}" for i in range(60))])
     with pytest.raises(DataError, match="would have no NORMAL image"):
         assign(SplitConfig(), labels, keys, [None] * len(labels))
+
+
+def _named(count: int = 240) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """labels, patients and subgroups of two images a patient, whose second may be of another subgroup."""
+    patients = np.array([f"p{i // 2}" for i in range(count)])
+    labels = np.array([(i // 2) % 2 for i in range(count)])
+    rng = np.random.default_rng(0)
+    pairs = np.array([["IM", "NORMAL2"], ["bacteria", "virus"]])
+    return labels, patients, pairs[labels, rng.integers(0, 2, count)]
+
+
+def test_held_out_subgroups_are_tested_on_alone_and_nobody_straddles() -> None:
+    labels, patients, groups = _named()
+    before, _ = assign(SplitConfig(), labels, patients, [None] * len(labels))
+    parts, note = hold_out(before, groups, labels, patients, ["NORMAL2", "virus"])
+    assert set(groups[parts == "test"]) == {"NORMAL2", "virus"}
+    assert set(groups[(parts == "train") | (parts == "val")]) == {"IM", "bacteria"}
+    used = parts != "unused"
+    assert straddlers(parts[used], patients[used]) == []
+    # Nothing is left out without a reason: its patient is in train or val, or it was a test image of a known subgroup.
+    seen = set(patients[(parts == "train") | (parts == "val")])
+    for part, patient, group, own in zip(parts, patients, groups, before, strict=True):
+        if part == "unused":
+            assert (group in ("NORMAL2", "virus") and patient in seen) or own == "test"
+    assert f"{(parts == 'unused').sum()} images are unused" in note
+
+
+def test_holding_out_what_is_not_there_names_what_is() -> None:
+    labels, patients, groups = _named()
+    parts, _ = assign(SplitConfig(), labels, patients, [None] * len(labels))
+    with pytest.raises(DataError, match="no image of fungus; the subgroups here are IM, NORMAL2, bacteria, virus"):
+        hold_out(parts, groups, labels, patients, ["virus", "fungus"])
+    with pytest.raises(DataError, match="test would have no NORMAL image"):
+        hold_out(parts, groups, labels, patients, ["virus"])

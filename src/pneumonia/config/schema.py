@@ -71,6 +71,9 @@ class SplitConfig:
     val: float = 0.15
     test: float = 0.15
     seed: int = 42
+    hold_out: list[str] = field(default_factory=list)
+    """Subgroups, as file names tell them (bacteria, virus, IM, NORMAL2), that are tested on and neither trained nor
+    validated on: how a model does on images unlike its own. Test images of other subgroups are left unused then."""
 
     def __post_init__(self) -> None:
         _one_of("split.strategy", self.strategy, SPLIT_STRATEGIES)

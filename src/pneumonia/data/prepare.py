@@ -29,7 +29,7 @@ from pneumonia.data.decode import decode, printable
 from pneumonia.data.prepared import COLUMNS, PreparedData, load_prepared
 from pneumonia.data.sources import read_source
 from pneumonia.data.sources.folder import Listed, fingerprint, list_images
-from pneumonia.data.split import assign, check_official, straddlers
+from pneumonia.data.split import assign, check_official, hold_out, straddlers
 from pneumonia.errors import DataError
 from pneumonia.files import replace_directory, write_json
 
@@ -110,10 +110,14 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
         print(f"warning: {warning}", file=sys.stderr)
     labels = np.array([entry.label for entry in kept], np.int64)
     parts, note = assign(config.split, labels, patients, [entry.part for entry in kept])
-    straddling = _straddling(config.split, origin, parts, patients)
+    groups = np.array([keys_of.group_of(Path(entry.path).name) for entry in kept])
+    if config.split.hold_out:
+        parts, note = hold_out(parts, groups, labels, patients, config.split.hold_out)
+    used = parts != contract.UNUSED
+    straddling = _straddling(config.split, origin, parts[used], patients[used])
     rows = [
-        (entry.path, contract.LABELS[entry.label], patient, part, keys_of.group_of(Path(entry.path).name), digest)
-        for entry, patient, part, digest in zip(kept, patients, parts, decoded.digests, strict=True)
+        (entry.path, contract.LABELS[entry.label], patient, part, group, digest)
+        for entry, patient, part, group, digest in zip(kept, patients, parts, groups, decoded.digests, strict=True)
     ]
     with (building / contract.INDEX_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
@@ -125,7 +129,7 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
         "patients": keys_of.UNKNOWN if origin == keys_of.UNKNOWN else keys_of.NAMED,
         "patients_from": origin,
         "split": {**dataclasses.asdict(config.split), "note": note, "straddling_patients": straddling},
-        "counts": _counts(labels, patients, parts),
+        "counts": _counts(labels[used], patients[used], parts[used]),
         "preprocessing": Preprocessing().to_json(),
         "fraction": config.data.fraction,
         "unreadable": [{"path": printable(listed[row].path), "why": why} for row, why in decoded.unreadable],

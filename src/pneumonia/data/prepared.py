@@ -56,7 +56,9 @@ def load_prepared(path: Path) -> PreparedData:
         with (path / contract.INDEX_FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
             rows = list(csv.DictReader(stream))
         data = PreparedData(path, manifest, {name: [row[name] for row in rows] for name in COLUMNS})
-        cached, indexed, counted = len(data.pixels), len(data.labels), sum(manifest["counts"]["by_split"].values())
+        unused = data.index["split"].count(contract.UNUSED)
+        cached, indexed = len(data.pixels), len(data.labels)
+        counted = sum(manifest["counts"]["by_split"].values()) + unused
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no prepared data set ({error.filename} is missing); run `pneumoctl data prepare`"

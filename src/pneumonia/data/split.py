@@ -44,6 +44,32 @@ def assign(
     return parts, note
 
 
+def hold_out(
+    parts: Strings, groups: Strings, labels: Labels, patients: Strings, held: Sequence[str]
+) -> tuple[Strings, str]:
+    """Parts where test is the subgroups `held` alone and train and val have none of them, and a note that says so.
+
+    Held images of patients who remain in train or val, and test images of other subgroups, become unused: a patient
+    never straddles. All arrays are (N,). Raises DataError for an unknown subgroup, or where a part loses a class.
+    """
+    if unknown := sorted(set(held) - set(groups.tolist())):
+        have = ", ".join(sorted(set(groups.tolist())))
+        raise DataError(f"split.hold_out: no image of {', '.join(unknown)}; the subgroups here are {have}")
+    inside = np.isin(groups, list(held))
+    seen = np.unique(patients[~inside & (parts != "test")])
+    found = np.where(~inside & (parts != "test"), parts, contract.UNUSED)
+    found[inside & ~np.isin(patients, seen)] = "test"
+    for part in contract.SPLITS:
+        for index, name in enumerate(contract.LABELS):
+            if not ((found == part) & (labels == index)).any():
+                raise DataError(f"split.hold_out={','.join(held)}: {part} would have no {name} image; hold out others")
+    note = (
+        f"Tested on {', '.join(held)} alone, which training and validation never saw: "
+        f"{int((found == 'test').sum())} images; {int((found == contract.UNUSED).sum())} images are unused."
+    )
+    return found, note
+
+
 def straddlers(parts: Strings, patients: Strings) -> list[str]:
     """Patients with images in more than one part, sorted."""
     return sorted({str(p) for p, count in zip(*_parts_by_patient(parts, patients), strict=True) if count > 1})

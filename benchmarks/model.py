@@ -1,0 +1,102 @@
+"""The figures that the local model is judged by: three training seeds on one split, and on subgroups it never saw.
+
+    python benchmarks/model.py [XRAYS]        (make bench-model)
+
+XRAYS: folder of the Kaggle set's training part; default ../shared/data/chest-xray-224. Every seed trains
+`experiment=local` on the one patient-grouped split and is scored once on its test images; then the same on the shifted
+split, which is tested on NORMAL2-* and virus images alone and trained without them. A seed that is done is not done
+again: delete runs/bench-model to start afresh. Writes its table into benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from _results import machine, write_section
+
+SEEDS = (42, 43, 44)
+FIGURES = ("auroc", "accuracy", "precision", "recall", "specificity", "ece")
+SPLITS = {"main": [], "shifted": ["split.hold_out=[NORMAL2,virus]"]}
+# What a trustworthy local model has to reach on the main split: figure, over the seeds, bound.
+REQUIRED = (
+    ("auroc", "median", statistics.median, 0.990),
+    ("recall", "worst", min, 0.94),
+    ("precision", "median", statistics.median, 0.95),
+    ("accuracy", "median", statistics.median, 0.95),
+    ("ece", "worst", max, 0.03),
+)
+
+
+def main() -> None:
+    """Train and score what is missing, then print and write the tables."""
+    xrays = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data/chest-xray-224")
+    work = Path("runs/bench-model").resolve()
+    if not xrays.is_dir():
+        sys.exit(f"error: no X-rays at {xrays}; give their folder")
+    results = {name: [measure(xrays, work / name, overrides, seed) for seed in SEEDS]
+               for name, overrides in SPLITS.items()}  # fmt: skip
+    text = "\n\n".join([machine("torch", "transformers"), *(table(name, runs) for name, runs in results.items()),
+                        verdict(results["main"])])  # fmt: skip
+    print(text)
+    write_section("The local model, three seeds", text)
+
+
+def measure(xrays: Path, work: Path, overrides: list[str], seed: int) -> dict[str, Any]:
+    """Metrics of one seed, trained and scored if they are not there yet."""
+    done = work / f"seed-{seed}.json"
+    if done.is_file():
+        return dict(json.loads(done.read_text("utf-8")))
+    from pneumonia.config.compose import compose
+    from pneumonia.data.prepare import prepare
+    from pneumonia.data.sources import fetch
+    from pneumonia.evaluation.evaluate import evaluate
+    from pneumonia.training.train import train
+
+    config = compose(["experiment=local", "data=folder", f"data.root={xrays.resolve()}", "tracking.uri=null",
+                      f"training.seed={seed}", f"output_dir={work}", *overrides])  # fmt: skip
+    prepared = prepare(config, fetch(config.data, work / "raw"), work / "prepared").path
+    began = time.monotonic()
+    bundle = train(config, prepared, work / f"seed-{seed}" / "bundle")
+    minutes = (time.monotonic() - began) / 60
+    metrics = evaluate(config, bundle.path, prepared, work / f"seed-{seed}" / "evaluation")
+    result = {**metrics, "seed": seed, "minutes": minutes}
+    done.write_text(json.dumps(result), "utf-8")
+    return result
+
+
+def table(name: str, runs: list[dict[str, Any]]) -> str:
+    """One row a seed, figures at the served threshold with 95 % intervals."""
+    first = runs[0]
+    title = {
+        "main": "Tested on the test part of the one split by patient",
+        "shifted": "Shifted: tested on NORMAL2-* and virus images alone, trained and validated without any of them",
+    }[name]
+    lines = [
+        f"{title}: {first['images']} images of {first['patients_count']} patients.\n",
+        "| seed | " + " | ".join(FIGURES) + " | threshold | training, minutes |",
+        "|---" * (len(FIGURES) + 3) + "|",
+    ]
+    for run in runs:
+        cells = [f"{f['value']:.4f} ({f['low']:.3f} to {f['high']:.3f})" for f in (run["test"][n] for n in FIGURES)]
+        lines.append(f"| {run['seed']} | " + " | ".join(cells) + f" | {run['threshold']:.3f} | {run['minutes']:.1f} |")
+    return "\n".join(lines)
+
+
+def verdict(runs: list[dict[str, Any]]) -> str:
+    """Every requirement with what was reached; a shortfall says so."""
+    lines = ["| required of the main split | reached | |", "|---|---|---|"]
+    for name, word, over, bound in REQUIRED:
+        value = over([run["test"][name]["value"] for run in runs])
+        met = value <= bound if name == "ece" else value >= bound
+        sign = "<=" if name == "ece" else ">="
+        lines.append(f"| {word} {name} {sign} {bound} | {value:.4f} | {'met' if met else 'not met'} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
