@@ -14,14 +14,19 @@ from transformers.utils.logging import disable_progress_bar
 from pneumonia import contract
 from pneumonia.errors import BundleError
 
+LEAST_SPREAD = 0.09
+"""Added to the standard deviation, in units of normalised pixels (.02 of the full range): an image of one grey stays
+one, instead of becoming amplified noise."""
+
 
 class ConvStemViTConfig(ViTConfig):  # type: ignore[misc]
     """A ViTConfig whose patch projection is a stack of 3x3 convolutions, halving the side once per entry.
 
-    stem_channels: output channels of the stride-2 convolutions. stem_blocks: residual blocks after each of them, none
-    where empty. input_pool: side of the squares of pixels that are averaged before anything else; `patch_size` has to
-    be input_pool * 2 ** len(stem_channels). standardize: whether every image gets mean 0 and standard deviation 1
-    first, so that exposure and contrast, which tell how an image was taken, are not there to be learned.
+    stem_channels: output channels of the stride-2 convolutions; `patch_size` has to be 2 ** len(stem_channels).
+    stem_blocks: residual blocks after each of them; empty for none. input_pool: side of the squares of pixels that are
+    averaged before anything else, so that `patch_size` counts averaged pixels. standardize: whether every image gets
+    mean 0 and standard deviation 1 first, which takes away exposure and contrast: they tell how an image was made, not
+    what it shows.
     """
 
     model_type = "vit_conv_stem"
@@ -32,29 +37,52 @@ class ConvStemViTConfig(ViTConfig):  # type: ignore[misc]
     standardize: bool = False
 
 
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2015, arXiv:1512.03385); (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        inner = torch.relu(self.first_norm(self.first(features)))
+        return torch.relu(features + self.second_norm(self.second(inner)))
+
+
 class ConvStem(nn.Module):
     """Pixels to patch tokens through small convolutions (Xiao et al. 2021, arXiv:2106.14881).
 
-    (B, 3, H, W) -> (B, H * W / patch_size ** 2, hidden_size)
+    (B, 3, side, side) with side = image_size / input_pool -> (B, num_patches, hidden_size).
     """
 
     def __init__(self, config: ConvStemViTConfig) -> None:
         super().__init__()
         if 2 ** len(config.stem_channels) != config.patch_size:
             raise ValueError(f"{len(config.stem_channels)} stem channels do not give patch_size {config.patch_size}")
-        self.num_patches = (config.image_size // config.patch_size) ** 2
-        self.image_size = (config.image_size, config.image_size)
+        self.standardize = config.standardize
+        side = config.image_size // config.input_pool
+        self.num_patches = (-(-side // config.patch_size)) ** 2  # the last patch of a row may reach over the border
+        self.image_size = (side, side)
         self.patch_size = (config.patch_size, config.patch_size)
         layers: list[nn.Module] = []
         channels = config.num_channels
-        for width in config.stem_channels:
+        blocks = config.stem_blocks or [0] * len(config.stem_channels)
+        for width, count in zip(config.stem_channels, blocks, strict=True):
             layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [ResidualBlock(width) for _ in range(count)]
             channels = width
         self.convolutions = nn.Sequential(*layers)
         # ViTModel reads the dtype it computes in from a module of this name.
         self.projection = nn.Conv2d(channels, config.hidden_size, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.standardize:
+            centred = pixel_values - pixel_values.mean(dim=(2, 3), keepdim=True)
+            spread = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
+            pixel_values = centred / (spread + LEAST_SPREAD)
         tokens: torch.Tensor = self.projection(self.convolutions(pixel_values))
         return tokens.flatten(2).transpose(1, 2)
 
@@ -67,14 +95,24 @@ class ConvStemViTForImageClassification(ViTPreTrainedModel):  # type: ignore[mis
     def __init__(self, config: ConvStemViTConfig) -> None:
         super().__init__(config)
         self.vit = ViTModel(config, add_pooling_layer=False)
-        self.vit.embeddings.patch_embeddings = ConvStem(config)
+        stem = self.vit.embeddings.patch_embeddings = ConvStem(config)
+        positions = torch.empty(1, 1 + stem.num_patches, config.hidden_size)
+        nn.init.trunc_normal_(positions, std=config.initializer_range)
+        self.vit.embeddings.position_embeddings = nn.Parameter(positions)
+        self.vit.embeddings.image_size = stem.image_size
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     def forward(
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None
     ) -> ImageClassifierOutput:
-        """pixel_values float32 (B, 3, 224, 224), labels int64 (B,) -> logits float32 (B, 2), and a loss with labels."""
+        """pixel_values float32 (B, 3, 224, 224), labels int64 (B,) -> logits float32 (B, 2), and a loss with labels.
+
+        Training feeds images that are averaged already, smaller by input_pool on each side, which saves most of the
+        work of changing them at random.
+        """
+        if self.config.input_pool > 1 and pixel_values is not None and pixel_values.shape[-1] == self.config.image_size:
+            pixel_values = nn.functional.avg_pool2d(pixel_values, self.config.input_pool)
         hidden = self.vit(pixel_values=pixel_values).last_hidden_state  # (B, 1 + patches, D)
         logits = self.classifier(hidden[:, 1:].mean(dim=1))  # (B, 2)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)

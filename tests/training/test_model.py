@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,18 +12,24 @@ from safetensors.torch import load_file, save_file
 
 from pneumonia import contract
 from pneumonia.architecture import load_model
+from pneumonia.bundle import Bundle
 from pneumonia.config.compose import compose
 from pneumonia.config.schema import ModelConfig
-from pneumonia.errors import BundleError, DataError, MissingPrerequisite
+from pneumonia.errors import BundleError, ConfigError, DataError, MissingPrerequisite
 from pneumonia.training.model import build_model
 
 TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "patch_size": 32}
 
 
-@pytest.mark.parametrize("architecture", ["vit", "vit_conv_stem"])
-def test_a_saved_model_answers_the_same_after_loading(architecture: str, tmp_path: Path) -> None:
+POOLED = {"input_pool": 2, "standardize": True, "stem_blocks": [0, 0, 1, 1, 0]}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"architecture": "vit"}, {"architecture": "vit_conv_stem"}, POOLED], ids=["vit", "stem", "pooled"]
+)
+def test_a_saved_model_answers_the_same_after_loading(settings: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(architecture=architecture, **TINY)).eval()
+    model = build_model(ModelConfig(**settings, **TINY)).eval()
     with torch.no_grad():
         # Weights away from their initial distribution, so that a layer left at its initialisation shows.
         for parameter in model.parameters():
@@ -35,6 +43,55 @@ def test_a_saved_model_answers_the_same_after_loading(architecture: str, tmp_pat
         assert torch.equal(loaded(pixel_values=pixel_values).logits, expected)
     assert not loaded.training
     assert [loaded.config.id2label[index] for index in range(2)] == list(contract.LABELS)
+
+
+def test_images_that_are_averaged_already_are_answered_as_whole_ones() -> None:
+    model = build_model(ModelConfig(**POOLED, **TINY)).eval()
+    whole = torch.randn(2, *contract.TENSOR_INPUT_DIMS)
+    with torch.inference_mode():
+        expected = model(pixel_values=whole).logits
+        averaged = model(pixel_values=torch.nn.functional.avg_pool2d(whole, 2)).logits
+    torch.testing.assert_close(averaged, expected)
+
+
+def test_a_standardizing_model_does_not_see_exposure_or_contrast() -> None:
+    torch.manual_seed(1)
+    models = {on: build_model(ModelConfig(**{**POOLED, "standardize": on}, **TINY)).eval() for on in (True, False)}
+    for model in models.values():
+        for parameter in model.parameters():
+            parameter.data.mul_(4)
+    image = torch.randn(1, *contract.TENSOR_INPUT_DIMS)
+    with torch.inference_mode():
+        gaps = {
+            on: (model(pixel_values=image * 0.7 + 0.4).logits - model(pixel_values=image).logits).abs().max().item()
+            for on, model in models.items()
+        }
+    # LEAST_SPREAD leaves a trace of contrast: these pixels, averaged, have a standard deviation of only a half.
+    assert gaps[True] < 0.3 * gaps[False]
+    flat = models[True](pixel_values=torch.full((1, *contract.TENSOR_INPUT_DIMS), 0.3)).logits
+    assert torch.isfinite(flat).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"patch_size": 12}, "model.patch_size=12: vit_conv_stem takes 4, 8, 16 or 32"),
+        ({"stem_blocks": [1, 1]}, "2 numbers, expected one for each of the 5 halvings"),
+        ({"input_pool": 3}, "model.input_pool=3: do not divide 224"),
+    ],
+)
+def test_a_stem_that_does_not_fit_is_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        ModelConfig(**{**TINY, **wrong})
+
+
+def test_a_bundle_can_be_the_start(trained: Bundle) -> None:
+    again = build_model(ModelConfig(checkpoint=str(trained.path)))
+    for (name, value), (other, expected) in zip(
+        again.state_dict().items(), load_model(trained.path).state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(value, expected)
 
 
 @pytest.mark.parametrize("architecture", ["vit", "vit_conv_stem"])

@@ -99,6 +99,13 @@ class ModelConfig:
     baseline: str = "pixels"
     """Features of the logistic regression to compare with: pixels, or a ResNet-18 by hub name or folder."""
     patch_size: int = 16
+    """Side of a patch in pixels; for vit_conv_stem in pixels after input_pool, a power of two."""
+    input_pool: int = 1
+    """vit_conv_stem: side of the squares of pixels that are averaged before the first convolution."""
+    standardize: bool = False
+    """vit_conv_stem: give every image mean 0 and standard deviation 1, so that exposure tells nothing."""
+    stem_blocks: list[int] = field(default_factory=list)
+    """vit_conv_stem: residual blocks after each of its stride-2 convolutions; empty for none."""
     hidden_size: int = 192
     num_hidden_layers: int = 6
     num_attention_heads: int = 3
@@ -115,10 +122,25 @@ class ModelConfig:
                 f"model.hidden_size={self.hidden_size}: not a multiple of "
                 f"model.num_attention_heads={self.num_attention_heads}"
             )
-        if contract.IMAGE_SIZE % self.patch_size:
-            raise ConfigError(f"model.patch_size={self.patch_size}: does not divide {contract.IMAGE_SIZE}")
+        if contract.IMAGE_SIZE % (self.patch_size if self.architecture == "vit" else self.input_pool):
+            raise ConfigError(
+                f"model.patch_size={self.patch_size}, model.input_pool={self.input_pool}: do not divide "
+                f"{contract.IMAGE_SIZE}"
+            )
+        if self.architecture == "vit_conv_stem":
+            self._check_stem()
         _between("model.learning_rate", self.learning_rate, 1e-8, 1.0)
         _between("model.weight_decay", self.weight_decay, 0.0, 1.0)
+
+    def _check_stem(self) -> None:
+        halvings = self.patch_size.bit_length() - 1
+        if self.patch_size != 2**halvings or not 2 <= halvings <= 5:
+            raise ConfigError(f"model.patch_size={self.patch_size}: vit_conv_stem takes 4, 8, 16 or 32")
+        if self.stem_blocks and len(self.stem_blocks) != halvings:
+            raise ConfigError(
+                f"model.stem_blocks={self.stem_blocks}: {len(self.stem_blocks)} numbers, expected one for each of the "
+                f"{halvings} halvings of model.patch_size={self.patch_size}"
+            )
 
 
 @dataclass(frozen=True)

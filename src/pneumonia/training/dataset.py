@@ -45,21 +45,27 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, int]]):
 
 
 class Collator:
-    """Items to {"pixel_values": float32 (B, 3, 224, 224), "labels": int64 (B,)}.
+    """Items to {"pixel_values": float32 (B, 3, 224 / pool, 224 / pool), "labels": int64 (B,)}.
 
-    changes: random changes to apply, None for none. They are drawn from `seed` and the batch's places alone, so that
-    a resumed run sees what the uninterrupted one would have seen, whatever was prefetched in between.
+    pool: side of the squares of pixels that the model averages first (its input_pool). They are averaged here, before
+    the random changes, which then have that much less to do. changes: random changes to apply, None for none. They are
+    drawn from `seed` and the batch's places alone, so that a resumed run sees what the uninterrupted one would have
+    seen, whatever was prefetched in between.
     """
 
-    def __init__(self, data: PreparedData, changes: AugmentConfig | None, seed: int) -> None:
+    def __init__(self, data: PreparedData, changes: AugmentConfig | None, seed: int, pool: int = 1) -> None:
         self.data = data
         self.changes = changes
         self.seed = seed
+        self.pool = pool
         self.spec = Preprocessing.from_json(data.manifest["preprocessing"])
 
     def __call__(self, items: list[dict[str, int]]) -> dict[str, Any]:
         rows = np.array([item["row"] for item in items])
         gray = np.asarray(self.data.pixels[rows])  # (B, 224, 224)
+        if self.pool > 1:
+            pooled = torch.nn.functional.avg_pool2d(torch.from_numpy(gray).float(), self.pool)
+            gray = pooled.round().to(torch.uint8).numpy()  # (B, 224 / pool, 224 / pool)
         if self.changes is not None:
             places = np.array([item["position"] for item in items], np.int64)
             generator = torch.Generator().manual_seed(zlib.crc32(places.tobytes(), self.seed & 0xFFFFFFFF))

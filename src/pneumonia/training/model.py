@@ -53,7 +53,9 @@ def _from_scratch(config: ModelConfig) -> Any:
     if config.architecture == "vit":
         return ViTForImageClassification(ViTConfig(**shape))
     halvings = config.patch_size.bit_length() - 1
-    return ConvStemViTForImageClassification(ConvStemViTConfig(**shape, stem_channels=list(_STEM_WIDTHS[:halvings])))
+    stem = {"stem_channels": list(_STEM_WIDTHS[:halvings]), "stem_blocks": list(config.stem_blocks)}
+    own = {"input_pool": config.input_pool, "standardize": config.standardize}
+    return ConvStemViTForImageClassification(ConvStemViTConfig(**shape, **stem, **own))
 
 
 def _from_checkpoint(checkpoint: str) -> Any:

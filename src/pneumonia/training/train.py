@@ -195,12 +195,13 @@ def make_trainer(config: Config, data: PreparedData, folder: Path, tracker: Trac
             f"{training.per_device_train_batch_size}: bring more images or lower the batch size"
         )
     set_seed(training.seed)
+    model = build_model(config.model)
     trainer = PneumoniaTrainer(
-        model=build_model(config.model),
+        model=model,
         args=_arguments(config, folder),
         train_dataset=PixelDataset(rows),
         eval_dataset=PixelDataset(data.indices("val")),
-        data_collator=Collator(data, training.augment, training.seed),
+        data_collator=Collator(data, training.augment, training.seed, getattr(model.config, "input_pool", 1)),
         eval_collator=Collator(data, None, training.seed),
         ema_decay=training.ema_decay,
         compute_metrics=_validation_metrics,
