@@ -103,6 +103,12 @@ class ConvStemViTForImageClassification(ViTPreTrainedModel):  # type: ignore[mis
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # A block that starts as its shortcut trains sooner (Goyal et al. 2017, arXiv:1706.02677, 5.1).
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.second_norm.weight)
+
     def forward(
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None
     ) -> ImageClassifierOutput:
