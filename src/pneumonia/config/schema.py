@@ -11,10 +11,11 @@ from typing import Any, Optional
 from pneumonia import contract
 from pneumonia.errors import ConfigError
 
-SOURCES = ("phantom", "folder")
+SOURCES = ("phantom", "folder", "kaggle", "medmnist")
 SPLIT_STRATEGIES = ("patient", "stratified", "official")
 ARCHITECTURES = ("vit", "vit_conv_stem")
 PATIENTS = ("auto", "unknown")
+MEDMNIST_SIZES = (28, 224)
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 
@@ -47,6 +48,12 @@ class DataConfig:
     seed: int = 42
     num_images: int = 2000
     """Images to draw, for source=phantom."""
+    medmnist_size: int = 224
+    """Side of the images in pixels, 28 or 224, for source=medmnist."""
+    medmnist_url: Optional[str] = None  # noqa: UP045
+    """A mirror of the .npz file, for source=medmnist; null takes the published address."""
+    medmnist_md5: Optional[str] = None  # noqa: UP045
+    """MD5 that the file must have, for a file other than the published one; null takes the published MD5."""
     workers: int = 0
     """Decoding processes; 0 means one per core."""
     raw_dir: str = "data/raw"
@@ -60,6 +67,8 @@ class DataConfig:
             raise ConfigError(f"data.fraction={self.fraction}: outside 0 < fraction <= 1")
         _between("data.num_images", self.num_images, 40, 1_000_000)
         _between("data.workers", self.workers, 0, 1024)
+        if self.medmnist_size not in MEDMNIST_SIZES:
+            raise ConfigError(f"data.medmnist_size={self.medmnist_size}: not one of 28, 224")
 
 
 @dataclass(frozen=True)
