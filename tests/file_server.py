@@ -22,7 +22,7 @@ class FileServer:
     files: dict[str, bytes] = field(default_factory=dict)
     """Content by path, such as /archive.zip."""
     cuts: list[int] = field(default_factory=list)
-    """The next answers end after so many bytes, one an answer, without a word."""
+    """The next answers of files end after so many bytes, one an answer, without a word; -503 answers HTTP 503."""
     ranges: bool = True
     refuse: int = 0
     """Status that Kaggle's download call answers instead of a redirect."""
@@ -55,6 +55,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             content = server.files.get(path)
             if content is None:
                 return self._answer(404)
+            if server.cuts and server.cuts[0] < 0:
+                return self._answer(-server.cuts.pop(0), b"an error page")
             asked = self.headers.get("Range") if server.ranges else None
             start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
             if asked and start >= len(content):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import socket
 import stat
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from pneumonia.data import download
 from pneumonia.data.archive import extract_images
-from pneumonia.data.sources import read_source
+from pneumonia.data.sources import kaggle, read_source
 from pneumonia.data.sources.folder import list_images
 from pneumonia.data.sources.kaggle import DATASET, PUBLISHED, check_credentials, count, differences
 from pneumonia.errors import DataError, SourceUnavailable
@@ -206,6 +208,28 @@ def test_a_dropped_connection_is_taken_up_by_the_second_run_where_it_was(server:
     server.asked.clear()
     check_fetched(fetch(server, tmp_path, KAGGLE_API_TOKEN=TOKEN), tmp_path)
     assert server.ranges_asked(ARCHIVE)[-1] == f"bytes={2 * MEBIBYTE}-"
+
+
+def test_an_error_page_is_never_taken_for_the_beginning_of_the_archive(server: FileServer, tmp_path: Path) -> None:
+    server.cuts = [2 * MEBIBYTE + 1000, -503, -503]
+    failed = fetch(server, tmp_path, KAGGLE_API_TOKEN=TOKEN)
+    assert (failed.returncode, failed.stdout) == (4, "")
+    assert "run the same command again" in failed.stderr and "Traceback" not in failed.stderr
+    check_fetched(fetch(server, tmp_path, KAGGLE_API_TOKEN=TOKEN), tmp_path)
+    assert server.ranges_asked(ARCHIVE)[-1] is None
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+
+    monkeypatch.setattr(kaggle, "_TIMEOUT_S", (0.3, 0.3))
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        with kaggle._timeouts(requests), pytest.raises(requests.Timeout):
+            requests.get(url)
+        with pytest.raises(SourceUnavailable, match="timed out"):
+            download.download(url, tmp_path / "x", "")
 
 
 def test_an_archive_cut_short_on_the_server_leaves_nothing_and_a_whole_one_follows(
