@@ -232,6 +232,20 @@ def test_a_server_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatc
             download.download(url, tmp_path / "x", "")
 
 
+def test_a_home_that_cannot_be_written_names_the_way_out(server: FileServer, tmp_path: Path) -> None:
+    done = fetch(server, tmp_path, KAGGLE_API_TOKEN=TOKEN, HOME="/dev/null/home")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "set KAGGLE_CONFIG_DIR=" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_signed_address_in_the_chatter_of_the_package_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    with kaggle._quiet():
+        print(f"Connection error: Max retries exceeded with url: /a.zip?signature={SIGNATURE} (Caused by x)")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "Connection error: Max retries exceeded with url: /a.zip?... (Caused by x)\n"
+
+
 def test_an_archive_cut_short_on_the_server_leaves_nothing_and_a_whole_one_follows(
     server: FileServer, tmp_path: Path
 ) -> None:

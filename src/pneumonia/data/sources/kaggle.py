@@ -33,7 +33,7 @@ _TIMEOUT_S = (5, 60)
 """For the connection, and for every silence after it."""
 
 _FORMS = (
-    "KAGGLE_API_TOKEN=<token, or a file of it>",
+    "KAGGLE_API_TOKEN=<token or a file of it>",
     "~/.kaggle/access_token",
     "KAGGLE_USERNAME=<name> with KAGGLE_KEY=<key>",
     "kaggle.json in $KAGGLE_CONFIG_DIR or ~/.kaggle",
@@ -144,7 +144,7 @@ def check_credentials() -> None:
             if token.is_file() and token.stat().st_size:
                 return
     raise SourceUnavailable(
-        f"no Kaggle credentials; make a token at kaggle.com/settings and give it as one of: {'; '.join(_FORMS)}. "
+        f"no Kaggle credentials; make a token at kaggle.com/settings and give it as one of: {', '.join(_FORMS)}; "
         f"{_OTHERWISE}"
     )
 
@@ -157,11 +157,7 @@ def _download(folder: Path) -> Path:
             import requests
 
             with _timeouts(requests):
-                with contextlib.redirect_stdout(io.StringIO()):  # a page of help, which our own error replaces
-                    import kaggle
-
-                    kaggle.api.authenticate()
-                kaggle.api.dataset_download_files(DATASET, path=str(folder), quiet=False, unzip=False)
+                _api().dataset_download_files(DATASET, path=str(folder), quiet=False, unzip=False)
         except ImportError as error:
             raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[data]'") from error
         except SystemExit as error:
@@ -179,6 +175,19 @@ def _download(folder: Path) -> Path:
             archive.unlink(missing_ok=True)
             raise SourceUnavailable(f"Kaggle: {_hide(str(error))}; run the same command again") from error
     return archive
+
+
+def _api() -> Any:
+    """The package's client, with its credentials checked. Raises SystemExit where Kaggle does not know them."""
+    with contextlib.redirect_stdout(io.StringIO()):  # a page of help, which our own error replaces
+        try:
+            import kaggle
+        except OSError as error:
+            raise SourceUnavailable(
+                f"the kaggle package does not start ({error}); set KAGGLE_CONFIG_DIR=<a folder that can be written>"
+            ) from error
+        kaggle.api.authenticate()
+        return kaggle.api
 
 
 @contextlib.contextmanager
