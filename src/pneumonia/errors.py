@@ -12,6 +12,7 @@
     │   ├── DependencyMissing       an optional package is not installed
     │   ├── DeviceUnavailable       the GPU that was asked for is not here
     │   ├── PortTaken               another process listens on the port
+    │   ├── SourceUnavailable       a download has no credentials, is refused, does not answer or was cut off
     │   └── ServerUnavailable       no answer, or no longer an answer, from the server
     ├── Refused                  5  a check said no
     │   ├── GateRefused             the model is not good enough to promote
@@ -79,6 +80,10 @@ class DeviceUnavailable(MissingPrerequisite):
 
 class PortTaken(MissingPrerequisite):
     """Another process listens on the port."""
+
+
+class SourceUnavailable(MissingPrerequisite):
+    """A download has no credentials, is refused, does not answer or was cut off."""
 
 
 class ServerUnavailable(MissingPrerequisite):

@@ -1,10 +1,8 @@
-"""`pneumoctl data` as a user runs it, and the same two steps through DVC."""
+"""`pneumoctl data` as a user runs it."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from pneumonia.data.prepare import load_prepared
-
-BIN = Path(sys.executable).parent
 
 
 def pneumoctl(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -63,28 +59,3 @@ def test_fetch_then_prepare_without_naming_the_source_again(kaggle: Path, tmp_pa
     assert json.loads(fetched.stdout) == {"path": "data/raw", "source": "folder", "synthetic": False}
     prepared = pneumoctl(tmp_path, "data", "prepare")
     assert json.loads(prepared.stdout)["counts"]["patients"] == 72
-
-
-@pytest.mark.slow
-def test_dvc_runs_both_steps_once(root: Path, tmp_path: Path) -> None:
-    for name in ("src/pneumonia", ".dvc/config", "dvc.yaml"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if (root / name).is_dir() else shutil.copyfile
-        copy(root / name, tmp_path / name)
-    stages = (tmp_path / "dvc.yaml").read_text("utf-8")
-    assert "settings: data=phantom\n" in stages
-    few = stages.replace("settings: data=phantom\n", "settings: data=phantom data.num_images=100\n")
-    (tmp_path / "dvc.yaml").write_text(few, "utf-8")
-    (tmp_path / ".dvc/config").write_text((root / ".dvc/config").read_text("utf-8") + "    no_scm = true\n", "utf-8")
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-
-    def repro() -> str:
-        command = [sys.executable, "-m", "dvc", "repro", "--no-commit"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    repro()
-    assert len(load_prepared(tmp_path / "data/prepared").labels) == 100
-    second = repro()
-    assert "Stage 'prepare' didn't change, skipping" in second

@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
 def fetch(overrides: list[str] | None = _OVERRIDES) -> None:
     """Bring the images of a source to data.raw_dir, or note there where they are.
 
-    data=phantom draws synthetic radiographs; data=folder data.root=FOLDER takes your own. Prints one JSON line.
+    data=phantom draws synthetic radiographs; data=folder data.root=FOLDER takes your own; data=kaggle and data=medmnist
+    download public ones and go on where a download was cut off. Prints one JSON line.
     """
     from pneumonia.config.compose import compose
     from pneumonia.data.sources import fetch as run_fetch

@@ -11,10 +11,11 @@ from typing import Any, Optional
 from pneumonia import contract
 from pneumonia.errors import ConfigError
 
-SOURCES = ("phantom", "folder")
+SOURCES = ("phantom", "folder", "kaggle", "medmnist")
 SPLIT_STRATEGIES = ("patient", "stratified", "official")
 ARCHITECTURES = ("vit", "vit_conv_stem")
 PATIENTS = ("auto", "unknown")
+MEDMNIST_SIZES = (28, 224)
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 
@@ -35,7 +36,7 @@ class DataConfig:
     """Where images come from and how they are prepared."""
 
     source: Optional[str] = None  # noqa: UP045
-    """One of SOURCES; required by `data fetch`."""
+    """phantom, folder, kaggle or medmnist, each set by `data=` of that name; required by `data fetch`."""
     root: Optional[str] = None  # noqa: UP045
     """Folder of the images, for source=folder."""
     patients: str = "auto"
@@ -43,14 +44,23 @@ class DataConfig:
     patient_regex: Optional[str] = None  # noqa: UP045
     """Searched in the file name; its first group is the patient."""
     fraction: float = 1.0
-    """Share of the patients kept, stratified by class; 0 < fraction <= 1."""
+    """Share of the patients of each class that are kept, drawn with `seed` before the split; 0 < fraction <= 1."""
     seed: int = 42
+    """Of the phantoms, and of the patients that `fraction` keeps."""
     num_images: int = 2000
     """Images to draw, for source=phantom."""
+    medmnist_size: int = 224
+    """Side of the images in pixels, 28 or 224, for source=medmnist."""
+    medmnist_url: Optional[str] = None  # noqa: UP045
+    """A mirror of the .npz file, for source=medmnist; null takes the published address."""
+    medmnist_md5: Optional[str] = None  # noqa: UP045
+    """MD5 that the file must have, for a file other than the published one; null takes the published MD5."""
     workers: int = 0
     """Decoding processes; 0 means one per core."""
     raw_dir: str = "data/raw"
+    """Where `data fetch` puts the images, or its note of where they are."""
     prepared_dir: str = "data/prepared"
+    """Where `data prepare` puts pixel cache, index and manifest."""
 
     def __post_init__(self) -> None:
         if self.source is not None:
@@ -60,6 +70,8 @@ class DataConfig:
             raise ConfigError(f"data.fraction={self.fraction}: outside 0 < fraction <= 1")
         _between("data.num_images", self.num_images, 40, 1_000_000)
         _between("data.workers", self.workers, 0, 1024)
+        if self.medmnist_size not in MEDMNIST_SIZES:
+            raise ConfigError(f"data.medmnist_size={self.medmnist_size}: not one of 28, 224")
 
 
 @dataclass(frozen=True)
@@ -67,10 +79,15 @@ class SplitConfig:
     """How images are divided. `patient` keeps all images of a patient on one side."""
 
     strategy: str = "patient"
+    """patient: by patient. stratified: by image, which leaks patients. official: the data set's own parts."""
     train: float = 0.70
+    """Share of the images of each class for training."""
     val: float = 0.15
+    """Share for validation, on which checkpoint, temperature and threshold are chosen."""
     test: float = 0.15
+    """Share for the test figures; the three add up to 1."""
     seed: int = 42
+    """Shuffles the patients before they are divided."""
     hold_out: list[str] = field(default_factory=list)
     """Subgroups, as file names tell them (bacteria, virus, IM, NORMAL2), that are tested on and neither trained nor
     validated on: how a model does on images unlike its own. Test images of other subgroups are left unused then."""
@@ -89,6 +106,7 @@ class ModelConfig:
     """What is trained and, as the mission's configuration has it here, its optimiser's two numbers."""
 
     name: str = "pneumonia-local"
+    """Name of the bundle and of the run's folder."""
     architecture: str = "vit_conv_stem"
     """vit: 16x16 or larger patches, as in Dosovitskiy et al. 2020. vit_conv_stem: 3x3 convolutions instead of one
     large patch projection, as in Xiao et al. 2021 (arXiv:2106.14881)."""
@@ -107,13 +125,21 @@ class ModelConfig:
     stem_blocks: list[int] = field(default_factory=list)
     """vit_conv_stem: residual blocks after each of its stride-2 convolutions; empty for none."""
     hidden_size: int = 192
+    """Width of the transformer; a multiple of `num_attention_heads`."""
     num_hidden_layers: int = 6
+    """Transformer blocks."""
     num_attention_heads: int = 3
+    """Attention heads of each block."""
     intermediate_size: int = 576
+    """Width of each block's feed-forward layer."""
     hidden_dropout: float = 0.0
+    """Dropout after embeddings and layers."""
     attention_dropout: float = 0.0
+    """Dropout of attention weights."""
     learning_rate: float = 5e-4
+    """Highest learning rate of AdamW."""
     weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
         _one_of("model.architecture", self.architecture, ARCHITECTURES)
@@ -148,13 +174,17 @@ class AugmentConfig:
     """Random changes to training images only. Widths are of uniform distributions, 0 switches one off."""
 
     flip_probability: float = 0.5
+    """Chance of mirroring left and right."""
     rotate_degrees: float = 8.0
+    """Rotation of up to this many degrees either way."""
     scale: float = 0.12
     """Zoom between 1 - scale and 1 + scale, and the aspect ratio by half of that."""
     translate: float = 0.06
     """Shift of up to this share of a side."""
     brightness: float = 0.2
+    """Mean between 1 - brightness and 1 + brightness of what it was."""
     contrast: float = 0.3
+    """Deviation from the mean between 1 - contrast and 1 + contrast of what it was."""
     gamma: float = 0.3
     """Exposure: x ** exp(u), u in -gamma..gamma."""
     noise: float = 0.0
@@ -175,13 +205,21 @@ class TrainingConfig:
     """The training run, in the terms of transformers.TrainingArguments where it has one."""
 
     num_train_epochs: float = 15.0
+    """Passes over the training images."""
     per_device_train_batch_size: int = 32
+    """Images a step and device."""
     gradient_accumulation_steps: int = 1
+    """Batches whose gradients are added up before the weights change."""
     per_device_eval_batch_size: int = 64
+    """Images at once where nothing is learned."""
     warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises."""
     lr_scheduler_type: str = "cosine"
+    """How it falls afterwards: cosine, linear, constant or constant_with_warmup."""
     label_smoothing_factor: float = 0.0
+    """Probability taken from the right class and spread over all."""
     max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it."""
     max_steps: int = -1
     """Stops after this many optimiser steps; -1 leaves it to num_train_epochs."""
     oversample: bool = True
@@ -191,6 +229,7 @@ class TrainingConfig:
     precision: str = "auto"
     """fp32, or bf16 mixed precision; auto takes bf16 where the processor has instructions for it."""
     seed: int = 42
+    """Of initial weights, order, augmentation and oversampling."""
     resume: bool = False
     """Go on from the newest checkpoint of the same run directory."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -213,7 +252,9 @@ class EvaluationConfig:
     recall_target: float = 0.95
     """The threshold is the highest whose lower 95 % bound of validation recall meets this."""
     bootstrap_samples: int = 2000
+    """Resamplings of patients behind each 95 % interval."""
     seed: int = 42
+    """Of those resamplings."""
     prevalence: float = 0.1
     """Share of people with pneumonia where the model is to be used, for ppv and npv."""
     worst: int = 8
@@ -231,9 +272,13 @@ class GateConfig:
     """Least figures on test for a model to be exported and published."""
 
     accuracy: float = 0.90
+    """Least accuracy."""
     precision: float = 0.88
+    """Least precision, that is positive predictive value on the test images."""
     recall: float = 0.92
+    """Least recall, that is sensitivity."""
     f1: float = 0.90
+    """Least F1."""
     recall_low: float = 0.90
     """Least lower end of the 95 % interval of recall: a good figure on few patients proves little."""
     champion: Optional[str] = None  # noqa: UP045
@@ -251,6 +296,7 @@ class TrackingConfig:
     uri: Optional[str] = "local"  # noqa: UP045
     """local: an SQLite file in output_dir; else a server, such as http://127.0.0.1:8080; null switches it off."""
     experiment: str = "pneumonia"
+    """MLflow's experiment."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +311,7 @@ class Config:
     gate: GateConfig = field(default_factory=GateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     output_dir: str = contract.TRACKING_DIR
+    """Folder that gets one folder a training run."""
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain dictionaries."""

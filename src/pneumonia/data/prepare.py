@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from pneumonia.data.sources import read_source
 from pneumonia.data.sources.folder import Listed, fingerprint, list_images
 from pneumonia.data.split import assign, check_official, hold_out, straddlers
 from pneumonia.errors import DataError
-from pneumonia.files import replace_directory, write_json
+from pneumonia.files import locked, replace_directory, write_json
 
 __all__ = ["COLUMNS", "PreparedData", "load_prepared", "prepare"]
 
@@ -52,7 +51,8 @@ def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
     mark = _fingerprint(config, source, root, listed)
     _check_replaceable(out)
     try:
-        with _lock(out):
+        waiting = f"prepare: waiting for another process that prepares {out}"
+        with locked(out.parent / f".{out.name}.lock", waiting):
             with contextlib.suppress(DataError):
                 known = load_prepared(out)
                 if known.manifest["fingerprint"] == mark:
@@ -87,21 +87,9 @@ def _check_replaceable(out: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """One preparer at a time; the second waits and then finds the work done."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f".{out.name}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"prepare: waiting for another process that prepares {out}", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _build(config: Config, source: dict[str, Any], root: Path, listed: list[Listed], mark: str, building: Path) -> None:
     """Write pixel cache, index and manifest into the empty folder `building`."""
+    _check_published_split(config, source)
     listed, keys, origin = _choose(config, listed)
     decoded = decode(root, listed, building / contract.PIXELS_FILE, config.data.workers)
     joined = keys_of.join_patients(keys, [(keys[one], keys[other]) for one, other in decoded.duplicates])
@@ -139,6 +127,16 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
         ],
     }
     write_json(building / contract.DATA_MANIFEST, manifest)
+
+
+def _check_published_split(config: Config, source: dict[str, Any]) -> None:
+    """Where nobody can tell the patients, dividing anew would mix them; the publisher's split knew them."""
+    if source.get("published_split") and (config.split.strategy, config.data.patients) != ("official", keys_of.UNKNOWN):
+        raise DataError(
+            f"{source['source']} names no patients and has a split of its own, but split.strategy="
+            f"{config.split.strategy} data.patients={config.data.patients}; give data={source['source']}, which sets "
+            "split.strategy=official data.patients=unknown"
+        )
 
 
 def _choose(config: Config, listed: list[Listed]) -> tuple[list[Listed], list[str], str]:

@@ -13,11 +13,14 @@ from pneumonia.errors import ConfigError, DataError
 SOURCES = {
     "phantom": "synthetic radiographs drawn here: no account, no download, no patient",
     "folder": "your own images: data.root=<folder of NORMAL and PNEUMONIA folders, or with a labels.csv>",
+    "kaggle": "Chest X-Ray Images (Pneumonia), 5,856 X-rays of children: needs a Kaggle account",
+    "medmnist": "PneumoniaMNIST, the same X-rays cropped to squares, with their published split and no patients",
 }
 """Each name is a module beside this file with `fetch(config: DataConfig, out: Path) -> None`."""
 
 SOURCE_FILE = "source.json"
-"""{"source", "synthetic", "root"}: root is the folder of the images, "." for the fetched folder itself."""
+"""{"source", "synthetic", "root"}: root is the folder of the images, "." for the fetched folder itself; with
+"published_split": true, images that name no patients and are divided already."""
 
 
 def fetch(config: DataConfig, out: Path) -> Path:
@@ -52,13 +55,13 @@ def read_source(fetched: Path) -> dict[str, Any]:
 
 
 def check_replaceable(out: Path, source: str) -> None:
-    """Raises DataError where `out` holds more than a SOURCE_FILE and is not an earlier fetch of `source`."""
+    """Raises DataError where `out` holds more than a SOURCE_FILE and is no earlier fetch of `source` or drawing."""
     if not out.exists():
         return
     if not out.is_dir():
         raise DataError(f"{out}: is a file; choose another folder with data.raw_dir=")
     others = sorted(entry.name for entry in out.iterdir() if entry.name != SOURCE_FILE)
-    if others and (not (out / SOURCE_FILE).is_file() or read_source(out)["source"] != source):
+    if others and (not (out / SOURCE_FILE).is_file() or read_source(out)["source"] not in (source, "phantom")):
         raise DataError(
             f"{out}: holds files that this did not fetch, such as {', '.join(others[:3])}, and would be replaced; "
             "choose an empty folder with data.raw_dir="

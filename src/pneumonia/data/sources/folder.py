@@ -40,8 +40,10 @@ def fetch(config: DataConfig, out: Path) -> None:
     synthetic = (root / SOURCE_FILE).is_file() and read_source(root)["synthetic"]
     note = {"source": "folder", "synthetic": synthetic, "root": str(root), "images": len(listed),
             "listing": fingerprint(root, listed)}  # fmt: skip
-    drawn = (out / SOURCE_FILE).is_file() and read_source(out)["source"] == "phantom"
-    if drawn and not root.is_relative_to(out.resolve()):
+    before = read_source(out)["source"] if (out / SOURCE_FILE).is_file() else None
+    if before not in (None, "folder", "phantom") and not root.is_relative_to(out.resolve()):
+        raise DataError(f"{out}: holds what data={before} downloaded; choose another folder with data.raw_dir=")
+    if before == "phantom" and not root.is_relative_to(out.resolve()):
         with replace_directory(out) as building:
             write_json(building / SOURCE_FILE, note)
     else:
