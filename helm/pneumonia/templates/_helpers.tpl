@@ -69,7 +69,7 @@ args:
   - --http-port={{ $contract.HTTP_PORT }}
   - --grpc-port={{ $contract.GRPC_PORT }}
   - --metrics-port={{ $contract.METRICS_PORT }}
-  - --exit-timeout-secs={{ sub (int .Values.probes.terminationGraceSeconds) 5 }}
+  - --exit-timeout-secs={{ sub (int .Values.probes.terminationGraceSeconds) 10 }}
   {{- range .Values.runtime.args }}
   - {{ . | quote }}
   {{- end }}
@@ -104,6 +104,10 @@ livenessProbe:
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
+lifecycle:
+  preStop:
+    # Until every node has heard that this pod is going.
+    sleep: {seconds: 5}
 resources:
   requests:
     {{- toYaml .Values.resources.requests | nindent 4 }}

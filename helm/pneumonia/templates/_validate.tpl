@@ -93,8 +93,7 @@
 {{- else if $gpu.product -}}
 {{- $bad = append $bad (printf "runtime.gpu.product=%s with runtime.variant=%s; set runtime.variant=gpu" $gpu.product $v.runtime.variant) -}}
 {{- end -}}
-{{- end -}}
-{{- if and $gpu.tensorrt (not $gpu.product) -}}
+{{- else if and $gpu.tensorrt (not $gpu.product) -}}
 {{- $bad = append $bad "runtime.gpu.tensorrt=true needs runtime.gpu.product: an engine runs only on the GPU that it was built on" -}}
 {{- end -}}
 {{- range $kind := list "requests" "limits" -}}
