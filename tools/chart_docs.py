@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes values.schema.json and README.md of the Helm chart from its values.yaml, files/contract.json from the contract.
+"""Writes the Helm chart's values.schema.json and README.md from its values.yaml, files/contract.json from the contract.
 
 The comment above a key documents it; a key without one is an error. `# @schema {...}` among those lines narrows the
 schema that the default's type gives. Every object is closed unless its own schema opens it.

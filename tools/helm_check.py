@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "helm" / "pneumonia"
 CRDS = Path(os.environ.get("PNEUMONIA_CRDS", ROOT.parent / "shared" / "schemas"))
-KUBERNETES = ("1.30", "1.34")
+KUBERNETES = ("1.30", "1.37")
 """Oldest version supported and the newest one checked."""
 NAMESPACE = "pneumonia"
 RESTRICTED_VOLUMES = {

@@ -7,6 +7,7 @@ NAMESPACE=${NAMESPACE:-pneumonia}
 RELEASE=${RELEASE:-pneumonia}
 IMAGE=${IMAGE:-pneumonia-triton:0.1.0}
 CONTEXT=kind-$CLUSTER
+# shellcheck disable=SC2034  # used by the scripts that source this file
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 say() { echo "kind: $*" >&2; }

@@ -65,7 +65,10 @@ def test_versions_are_pinned_and_in_the_documents() -> None:
 
 def test_images_of_ours_have_a_version() -> None:
     images = [
-        container["image"] for item in build(OURS[0]) for _, pod in helm_check.pods(item) for container in pod["containers"]
+        container["image"]
+        for item in build(OURS[0])
+        for _, pod in helm_check.pods(item)
+        for container in pod["containers"]
     ]
     assert len(images) == 2
     assert all(re.search(r":v?\d+\.\d+", image) for image in images)

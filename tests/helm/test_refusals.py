@@ -89,6 +89,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
         ["deployStep.enabled=true with model.source=image"],
     ),
     ({"runtime.args": ["--http-port=1"]}, ["runtime.args holds --http-port=1"]),
+    ({"runtime.env": [{"name": "PNEUMONIA_ALLOW_SYNTHETIC", "value": "1"}]}, ["runtime.env holds PNEUMONIA_ALLOW_SYN"]),
     ({**S3, "networkPolicy.storageCidrs": []}, ["model.source=s3", "networkPolicy.storageCidrs"]),
 ]
 

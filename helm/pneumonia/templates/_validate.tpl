@@ -141,6 +141,11 @@
 {{- $bad = append $bad (printf "runtime.args holds %s, which the chart sets itself" .) -}}
 {{- end -}}
 {{- end -}}
+{{- range $v.runtime.env -}}
+{{- if has .name (list "ORT_DISABLE_TELEMETRY" "PNEUMONIA_ALLOW_SYNTHETIC" "HOME" "TMPDIR" "PYTHONDONTWRITEBYTECODE") -}}
+{{- $bad = append $bad (printf "runtime.env holds %s, which the chart sets itself" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq $model.source "s3") $v.networkPolicy.enabled (not (and $v.networkPolicy.storageCidrs $v.networkPolicy.storagePorts)) -}}
 {{- $bad = append $bad "model.source=s3 with networkPolicy.enabled=true needs networkPolicy.storageCidrs and networkPolicy.storagePorts, or the model could not be fetched" -}}
 {{- end -}}
