@@ -35,7 +35,8 @@ def render(values: Object, name: str = "pneumonia", chart: Path = CHART) -> dict
 
     with helm_python.Chart.load(chart) as loaded:
         loaded.validate_schema(values)
-        return loaded.render(values, name=name, namespace=NAMESPACE, is_install=True)
+        texts: dict[str, str] = loaded.render(values, name=name, namespace=NAMESPACE, is_install=True)
+        return texts
 
 
 def objects(values: Object, name: str = "pneumonia", chart: Path = CHART) -> list[Object]:

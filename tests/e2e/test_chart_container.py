@@ -22,7 +22,7 @@ from tests.bundles import xray
 pytest.importorskip("helm_python", reason="helm-python-sdk is not installed: `make setup`")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-import helm_check  # noqa: E402  tools/ is no package: its scripts run alone
+import helm_check
 
 IMAGE_ENV = "PNEUMONIA_TRITON_IMAGE"
 

@@ -233,3 +233,19 @@ def test_every_alert_has_its_section_in_the_guide() -> None:
         assert (ROOT / path).is_file()
         assert anchor == rule["alert"].lower()
         assert anchor in headings
+
+
+def test_the_package_holds_what_it_renders_and_no_byte_code(tmp_path: Path) -> None:
+    import tarfile
+
+    import helm_python
+
+    (cache := helm_check.CHART / "files" / "__pycache__").mkdir(exist_ok=True)
+    (cache / "smoke_test.cpython-311.pyc").touch()
+    archive = helm_python.package(helm_check.CHART, destination=tmp_path)
+    with tarfile.open(archive) as opened:
+        names = {name.removeprefix("pneumonia/") for name in opened.getnames()}
+    assert {"values.schema.json", "files/contract.json", "files/smoke_test.py", "files/dashboard.json"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("ci/")]
+    shutil.unpack_archive(archive, tmp_path / "unpacked", "gztar")
+    assert helm_check.objects(ci("full"), chart=tmp_path / "unpacked" / "pneumonia") == helm_check.objects(ci("full"))

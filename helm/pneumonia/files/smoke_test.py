@@ -28,7 +28,7 @@ def get_json(url: str, data: bytes | None = None, token: str = "", authority: st
 
 def read_service(namespace: str, name: str) -> dict[str, Any]:
     """The InferenceService as the API server has it."""
-    host = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    host = "https://kubernetes.default.svc"
     path = f"/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{name}"
     token = (TOKEN / "token").read_text("ascii")
     service: dict[str, Any] = get_json(host + path, token=token, authority=str(TOKEN / "ca.crt"))
