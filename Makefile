@@ -13,7 +13,8 @@ DATA =
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test e2e bench bench-model demo mlflow generate check-generated lock clean
+.PHONY: help setup lint format type test e2e bench bench-model demo mlflow generate check-generated lock clean helm-check
+.PHONY: kind-up kind-load kind-demo kind-down
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -65,11 +66,28 @@ mlflow: $(STAMP) ## Show the runs of this folder in MLflow's user interface, on 
 generate: $(STAMP) ## Write every generated file anew, except requirements.lock (see lock)
 	$(BIN)/python pipelines/train.py
 	$(BIN)/python tools/docs.py
+	$(BIN)/python tools/chart_docs.py
 
 check-generated: generate ## Fail where a generated file differs from what is committed
 	$(BIN)/python tools/lock.py --check
-	@git diff --exit-code --stat -- pipelines docs/cli.md docs/config.md || \
+	@git diff --exit-code --stat -- pipelines docs/cli.md docs/config.md helm || \
 		{ echo "error: generated files differ from their sources; run 'make generate' and commit" >&2; exit 1; }
+
+helm-check: $(STAMP) ## Lint and render the chart with Helm's engine for each of its ci/ files, and check every object
+	$(BIN)/python tools/chart_docs.py --check
+	$(BIN)/python tools/helm_check.py
+
+kind-up: ## Create a local cluster (kind) with the whole platform; not yet run anywhere
+	@bash manifests/kind/up.sh
+
+kind-load: ## Load the images of `make images` into it; not yet run anywhere
+	@bash manifests/kind/load.sh
+
+kind-demo: ## Install the chart there, test it and ask it; not yet run anywhere
+	@bash manifests/kind/demo.sh
+
+kind-down: ## Delete the local cluster; not yet run anywhere
+	@bash manifests/kind/down.sh
 
 PYTHONS ?= python3.10 python3.11 python3.12
 lock: ## Resolve requirements.lock anew; needs the network and the interpreters of PYTHONS

@@ -2,6 +2,7 @@
 # Runs shellcheck and hadolint where they are installed and there is something to check; says what it left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
 
 check() { # check TOOL FILE...
   local tool=$1

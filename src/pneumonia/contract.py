@@ -52,6 +52,26 @@ HTTP_PORT: Final = 8000
 GRPC_PORT: Final = 8001
 METRICS_PORT: Final = 8002
 
+# Metrics on that port: the server's own, by model, and what the postprocessing step counts.
+METRIC_SUCCESS: Final = "nv_inference_request_success"
+METRIC_FAILURE: Final = "nv_inference_request_failure"
+METRIC_DURATION_US: Final = "nv_inference_request_duration_us"
+METRIC_QUEUE_US: Final = "nv_inference_queue_duration_us"
+METRIC_PENDING: Final = "nv_inference_pending_request_count"
+METRIC_PREDICTIONS: Final = "pneumonia_predictions_total"
+"""Counter of images answered, by the label `label`: one of LABELS."""
+METRIC_CONFIDENCE: Final = "pneumonia_confidence"
+"""Histogram of `confidence`, with buckets CONFIDENCE_BUCKETS."""
+CONFIDENCE_BUCKETS: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+# Where a server image keeps a release that was built into it. KServe mounts others under /mnt/models.
+BAKED_RELEASE: Final = "/opt/pneumonia/release"
+MOUNTED_RELEASE: Final = "/mnt/models"
+SERVER_COMMAND: Final = "pneumonia-triton"
+"""In the server images: `pneumonia-triton REPOSITORY [FLAG...]` becomes Triton with the flags it is given."""
+ALLOW_SYNTHETIC_ENV: Final = "PNEUMONIA_ALLOW_SYNTHETIC"
+"""The server images refuse a release of a synthetic bundle unless this is 1."""
+
 # Files of a bundle.
 BUNDLE_DIR: Final = "models"
 BUNDLE_ENV: Final = "PNEUMONIA_BUNDLE"

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Creates the local cluster and installs the platform on it; run again, it finishes what is missing. Not yet run.
+set -euo pipefail
+# shellcheck source=manifests/kind/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+need docker kind kubectl
+docker info >/dev/null 2>&1 || fail 4 "Docker does not answer; start it"
+
+if cluster_exists; then
+  say "cluster $CLUSTER is there"
+else
+  kind create cluster --name "$CLUSTER" --config "$ROOT/kind-config.yaml" --wait 180s
+fi
+
+apply() { kube apply --server-side --force-conflicts -k "$ROOT/manifests/overlays/kind/$1"; }
+
+# The first tries fail where an object comes before its definition.
+until_ok 300 "operators to be accepted" apply 1-operators
+for crd in inferenceservices.serving.kserve.io servingruntimes.serving.kserve.io gateways.gateway.networking.k8s.io \
+  envoyproxies.gateway.envoyproxy.io workflows.argoproj.io trainjobs.trainer.kubeflow.org; do
+  kube wait --for=condition=Established "crd/$crd" --timeout=120s
+done
+for namespace in cert-manager envoy-gateway-system kserve; do
+  deployments_ready "$namespace" 600
+done
+until_ok 300 "the platform to be accepted" apply 2-platform
+# KServe reads its settings when it starts.
+kube -n kserve rollout restart deployment/kserve-controller-manager
+kube -n kserve rollout status deployment/kserve-controller-manager --timeout=300s
+deployments_ready pneumonia-platform 600
+deployments_ready kubeflow 1200
+kube -n kserve wait --for=condition=Programmed gateway/kserve-ingress-gateway --timeout=300s
+say "ready; next: make kind-load kind-demo"
