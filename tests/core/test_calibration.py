@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pneumonia.core.calibration import choose_threshold, fit_temperature
+from pneumonia.core.calibration import choose_threshold, fit_temperature, fit_temperature_and_offset
 from pneumonia.core.metrics import patient_weights, weighted_metrics
 from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.errors import GateRefused
@@ -25,6 +25,26 @@ def test_the_temperature_that_distorted_the_logits_is_found(true_temperature: fl
     labels = (rng.random(50_000) < 1 / (1 + np.exp(-margin))).astype(np.int64)
     logits = np.stack([-margin / 2, margin / 2], axis=1) * true_temperature
     assert fit_temperature(logits, labels) == pytest.approx(true_temperature, rel=0.05)
+
+
+@pytest.mark.parametrize(("true_temperature", "true_offset"), [(0.5, 0.0), (1.3, 2.0), (3.0, -4.0)])
+def test_an_offset_is_found_beside_the_temperature(true_temperature: float, true_offset: float) -> None:
+    rng = np.random.default_rng(1)
+    margin = rng.normal(0.5, 2, 50_000)
+    labels = (rng.random(50_000) < 1 / (1 + np.exp(-margin))).astype(np.int64)
+    distorted = margin * true_temperature - true_offset
+    logits = np.stack([np.zeros_like(distorted), distorted], axis=1)
+    temperature, offset = fit_temperature_and_offset(logits, labels)
+    assert temperature == pytest.approx(true_temperature, rel=0.05)
+    assert offset == pytest.approx(true_offset, abs=0.1 * true_temperature)
+    logits[:, 1] += offset
+    assert pneumonia_probability(logits, temperature).mean() == pytest.approx(labels.mean(), abs=1e-6)
+
+
+def test_a_model_that_knows_nothing_gets_the_share_of_pneumonia() -> None:
+    labels = np.array([0, 1, 1, 1] * 25)
+    temperature, offset = fit_temperature_and_offset(np.zeros((100, 2), np.float32), labels)
+    assert 1 / (1 + np.exp(-offset / temperature)) == pytest.approx(0.75, abs=1e-6)
 
 
 def test_the_lower_bound_of_recall_meets_the_target_and_no_higher_threshold_does() -> None:

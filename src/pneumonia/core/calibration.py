@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,57 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Ints) -> float:
     """The temperature T > 0 that minimises the negative log-likelihood of softmax(logits / T).
 
-    logits (N, 2), labels (N,). Guo et al. 2017, arXiv:1706.04599. The loss is convex in 1 / T; a golden-section
-    search over log T inside TEMPERATURE_RANGE needs no derivative and cannot diverge.
+    logits (N, 2), labels (N,). Guo et al. 2017, arXiv:1706.04599.
     """
-    margin = logits[:, contract.PNEUMONIA].astype(np.float64) - logits[:, contract.NORMAL]
-    signed = np.where(labels == contract.PNEUMONIA, margin, -margin)
+    margin = _margin(logits)
+    return _search(lambda temperature: _loss(margin / temperature, labels))
 
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -signed / np.exp(log_temperature)).mean())
 
+def fit_temperature_and_offset(logits: npt.NDArray[np.floating[Any]], labels: Ints) -> tuple[float, float]:
+    """The temperature T and the offset b of the PNEUMONIA logit that together minimise the negative log-likelihood.
+
+    logits (N, 2), labels (N,) with both classes. This is Platt's scaling (1999). A model that was trained on balanced
+    classes is off by more than one factor can mend: by the class ratio, and by what training made of the copies.
+    """
+    margin = _margin(logits)
+    temperature = _search(lambda value: _loss((margin + _offset(margin, labels, value)) / value, labels))
+    return temperature, _offset(margin, labels, temperature)
+
+
+def _margin(logits: npt.NDArray[np.floating[Any]]) -> Floats:
+    return np.asarray(logits[:, contract.PNEUMONIA].astype(np.float64) - logits[:, contract.NORMAL], np.float64)
+
+
+def _loss(scaled: Floats, labels: Ints) -> float:
+    """Mean negative log-likelihood of P(PNEUMONIA) = sigmoid(scaled)."""
+    return float(np.logaddexp(0, np.where(labels == contract.PNEUMONIA, -scaled, scaled)).mean())
+
+
+def _offset(margin: Floats, labels: Ints, temperature: float) -> float:
+    """At this temperature the likelihood is greatest where the mean probability is the share of PNEUMONIA.
+
+    That mean rises with the offset, so bisection finds it; at both ends every image is one class.
+    """
+    share = float((labels == contract.PNEUMONIA).mean())
+    reach = float(np.abs(margin).max()) + 40 * temperature
+    low, high = -reach, reach
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = float((1 / (1 + np.exp(-np.clip((margin + middle) / temperature, -500, 500)))).mean())
+        low, high = (middle, high) if mean < share else (low, middle)
+    return (low + high) / 2
+
+
+def _search(loss: Callable[[float], float]) -> float:
+    """The temperature in TEMPERATURE_RANGE of the least loss.
+
+    The losses above are convex in 1 / T, and a golden-section search over log T needs no derivative and cannot diverge.
+    """
     low, high = np.log(TEMPERATURE_RANGE[0]), np.log(TEMPERATURE_RANGE[1])
     golden = (np.sqrt(5) - 1) / 2
     for _ in range(60):
         left, right = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+        low, high = (low, right) if loss(np.exp(left)) < loss(np.exp(right)) else (left, high)
     return float(np.exp((low + high) / 2))
 
 

@@ -20,7 +20,7 @@ from pneumonia.architecture import load_model
 from pneumonia.bundle import Bundle, Manifest, write_bundle
 from pneumonia.config.compose import to_yaml
 from pneumonia.config.schema import Config
-from pneumonia.core.calibration import choose_threshold, fit_temperature
+from pneumonia.core.calibration import choose_threshold, fit_temperature_and_offset
 from pneumonia.core.metrics import metrics_with_intervals, point_metrics
 from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
@@ -230,8 +230,6 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
               "after oversampling", file=sys.stderr)  # fmt: skip
         run(trainer, _resume_point(folder) if config.training.resume else None)
         write_json(out.parent / "history.json", trainer.state.log_history)
-        if config.training.oversample:
-            restore_prior(trainer.model, data)
         bundle = _write(config, data, trainer.model, out)
         tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
                      if item["value"] is not None})  # fmt: skip
@@ -266,17 +264,6 @@ def _resume_point(folder: Path) -> str:
     return str(last)
 
 
-@torch.no_grad()
-def restore_prior(model: Any, data: PreparedData) -> None:
-    """Give the logits of a model trained on balanced classes the class ratio of the training split.
-
-    By Bayes' rule the log-odds of balanced training lack log(n_PNEUMONIA / n_NORMAL); added to the classifier's bias
-    they make probabilities that one temperature can calibrate (Saerens et al. 2002). The ranking does not change.
-    """
-    counts = np.bincount(data.labels[data.indices("train")], minlength=len(contract.LABELS))
-    model.classifier.bias[contract.PNEUMONIA] += float(np.log(counts[contract.PNEUMONIA] / counts[contract.NORMAL]))
-
-
 def _portable(config: Config) -> dict[str, Any]:
     """The configuration without the folders of this machine, which may tell more than a model's users need to know."""
     value = config.to_json()
@@ -288,21 +275,29 @@ def _portable(config: Config) -> dict[str, Any]:
 
 
 def _write(config: Config, data: PreparedData, model: Any, out: Path) -> Bundle:
-    """Save the weights, choose temperature and threshold for them as saved, and write the bundle."""
+    """Save the weights, calibrate them as saved, and write the bundle."""
     with replace_directory(out.parent / "weights") as folder:
         model.save_pretrained(folder)
         # Not the model at hand: Trainer leaves its forward in mixed precision, and serving computes in float32.
-        manifest = _manifest(config, data, load_model(folder))
+        saved = load_model(folder)
+        manifest = _calibrate(config, data, saved)
+        saved.save_pretrained(folder)  # type: ignore[operator]
         files = {name: folder / name for name in (contract.WEIGHTS_FILE, contract.MODEL_CONFIG_FILE)}
         return write_bundle(out, manifest, files)
 
 
-def _manifest(config: Config, data: PreparedData, model: Any) -> Manifest:
-    """What the bundle of `model` says, with temperature and threshold from the validation split."""
+def _calibrate(config: Config, data: PreparedData, model: Any) -> Manifest:
+    """Fit temperature, offset and threshold to the validation split; `model` takes the offset into its last bias.
+
+    Returns what the bundle of `model` says.
+    """
     rows = data.indices("val")
     labels, patients = data.labels[rows], data.patients[rows]
     logits = predict_logits(model, data, rows, title="validation")
-    temperature = fit_temperature(logits, labels)
+    temperature, offset = fit_temperature_and_offset(logits, labels)
+    with torch.no_grad():
+        model.classifier.bias[contract.PNEUMONIA] += offset
+    logits[:, contract.PNEUMONIA] += offset
     probability = pneumonia_probability(logits, temperature)
     options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
     threshold = choose_threshold(labels, probability, patients, config.evaluation.recall_target, **options)
