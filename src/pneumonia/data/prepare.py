@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pneumonia import __version__, contract
 from pneumonia.config.schema import Config, SplitConfig
+from pneumonia.core.dicom import patient_key
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data import patients as keys_of
 from pneumonia.data.decode import decode, printable
@@ -102,7 +103,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 def _build(config: Config, source: dict[str, Any], root: Path, listed: list[Listed], mark: str, building: Path) -> None:
     """Write pixel cache, index and manifest into the empty folder `building`."""
-    listed, keys, origin = _choose(config, listed)
+    listed, keys, origin = _choose(config, root, listed)
     decoded = decode(root, listed, building / contract.PIXELS_FILE, config.data.workers)
     joined = keys_of.join_patients(keys, [(keys[one], keys[other]) for one, other in decoded.duplicates])
     kept, patients = [listed[row] for row in decoded.kept], np.array([joined[row] for row in decoded.kept])
@@ -137,7 +138,7 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
     write_json(building / contract.DATA_MANIFEST, manifest)
 
 
-def _choose(config: Config, listed: list[Listed]) -> tuple[list[Listed], list[str], str]:
+def _choose(config: Config, root: Path, listed: list[Listed]) -> tuple[list[Listed], list[str], str]:
     """The images to decode, their patient keys and where those come from.
 
     Everything that needs no pixels refuses here, so that nobody waits for a refusal that is certain.
@@ -147,6 +148,7 @@ def _choose(config: Config, listed: list[Listed]) -> tuple[list[Listed], list[st
         [entry.patient for entry in listed],
         config.data.patients,
         config.data.patient_regex,
+        lambda: [patient_key(root / entry.path) for entry in listed],
     )
     rows = _sample(config, listed, np.array(keys))
     listed, keys = [listed[row] for row in rows], [keys[row] for row in rows]

@@ -18,7 +18,7 @@ class Predictor(Protocol):
     """Answers encoded images."""
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
-        """Encoded JPEG or PNG bytes -> one Prediction an image, in order.
+        """Encoded JPEG, PNG or DICOM bytes -> one Prediction an image, in order.
 
         Raises ImageError for an image that cannot be decoded, ServerUnavailable where a server does not answer.
         """
