@@ -53,8 +53,8 @@ def patient_keys(
     """Patient key by image, and where the keys come from: one of FROM_..., or UNKNOWN.
 
     names: file names. given: patient_id by image where labels.csv has it. mode: data.patients. regex: its first group
-    is the patient. dicom: reads the hashed PatientID of each image. Of regex, labels.csv, PatientID and the names of the
-    Kaggle set the first that there is gives every key, because one patient could have two from two places. Raises
+    is the patient. dicom: reads the hashed PatientID of each image. Of regex, labels.csv, PatientID and the names of
+    the Kaggle set the first that there is gives every key, because one patient could have two from two places. Raises
     DataError, listing examples, where an image has no key and the user did not say data.patients=unknown: images of one
     patient on both sides of a split would make every figure too good.
     """
