@@ -79,6 +79,8 @@ class TritonPredictor:
             )
         if status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return ImageError(message.removeprefix(_ENSEMBLE_PREFIX))
+        if status in ("501", "StatusCode.UNIMPLEMENTED"):
+            return ServerUnavailable(f"{self.target} cannot answer this: {message}", transient=False)
         if isinstance(error, TimeoutError) or status == "StatusCode.DEADLINE_EXCEEDED":
             return ServerUnavailable(
                 f"no answer from {self.target} over {self.protocol} within {self.timeout_s:g} s; "
