@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumonia.core.dicom import patient_key
+from pneumonia.core.dicom import SALT_ENV, patient_key
 from pneumonia.errors import DataError
 from tests.dicoms import NAME, dicom
 from tests.xray_folders import noise, prepare_folder
@@ -44,6 +44,12 @@ def test_images_of_one_patient_stay_together_and_nobody_is_named(
     texts = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     for word in (b"MRN-", NAME.encode()):
         assert [text for text in [*texts, printed.out.encode(), printed.err.encode()] if word in text] == []
+
+
+def test_another_salt_prepares_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = prepare_folder(folder, tmp_path / "out").index["patient"]
+    monkeypatch.setenv(SALT_ENV, "secret")
+    assert set(prepare_folder(folder, tmp_path / "out").index["patient"]).isdisjoint(before)
 
 
 def test_an_image_without_a_patient_is_not_grouped_in_silence(folder: Path, tmp_path: Path) -> None:

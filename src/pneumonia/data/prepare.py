@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from pneumonia import __version__, contract
 from pneumonia.config.schema import Config, SplitConfig
-from pneumonia.core.dicom import patient_key
+from pneumonia.core.dicom import SALT_ENV, patient_key
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data import patients as keys_of
 from pneumonia.data.decode import decode, printable
@@ -73,7 +74,7 @@ def _fingerprint(config: Config, source: dict[str, Any], root: Path, listed: lis
     settings = dataclasses.asdict(config.data)
     relevant = {key: settings[key] for key in ("patients", "patient_regex", "fraction", "seed")}
     parts = [__version__, Preprocessing().to_json(), relevant, dataclasses.asdict(config.split), source["source"],
-             source["synthetic"], str(root), fingerprint(root, listed)]  # fmt: skip
+             source["synthetic"], str(root), fingerprint(root, listed), os.environ.get(SALT_ENV)]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
