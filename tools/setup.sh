@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 venv=${VENV:-.venv}
 # dvc, kaggle and pydicom are small beside torch, so that one set-up serves every task.
-extras=train,pipelines,serve,data,dicom,s3,bench,dev
+extras=train,pipelines,serve,data,dicom,parquet,s3,bench,dev
 in_range='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
 
 choose_python() {

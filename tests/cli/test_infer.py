@@ -93,14 +93,14 @@ def test_a_bad_image_is_named_and_the_others_are_answered(
     first, second = done.stderr.splitlines()
     assert first.startswith(f"error: {bad}: not an image this reads")
     assert second == f"error: {tmp_path}/absent.png: cannot be read (No such file or directory); give the path of a " \
-                     "JPEG or PNG file"  # fmt: skip
+                     "JPEG, PNG or DICOM file"  # fmt: skip
 
 
 def test_a_folder_is_not_an_image(bundle: Bundle, images: list[Path]) -> None:
     done = infer(images[0].parent, "--bundle", bundle.path)
     assert (done.returncode, done.stdout) == (3, "")
     assert "Is a directory" in done.stderr
-    assert "give the path of a JPEG or PNG file" in done.stderr
+    assert "give the path of a JPEG, PNG or DICOM file" in done.stderr
 
 
 def test_a_name_that_is_not_utf8_is_printed_with_replacements(bundle: Bundle, tmp_path: Path) -> None:

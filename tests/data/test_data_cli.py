@@ -30,7 +30,7 @@ def test_fetch_without_a_source_lists_them(tmp_path: Path) -> None:
     [
         ([], "nothing fetched here; run `pneumoctl data fetch"),
         (["data=folder", "data.root=nowhere"], "nowhere: not a folder"),
-        (["data=folder", "data.root=."], "no .jpeg, .jpg, .png files in folders NORMAL and PNEUMONIA"),
+        (["data=folder", "data.root=."], "no .jpeg, .jpg, .png, .dcm, .dicom files in folders NORMAL and PNEUMONIA"),
     ],
 )
 def test_bad_input_exits_3_with_one_line_and_no_traceback(tmp_path: Path, overrides: list[str], said: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from pneumonia import contract
 from pneumonia.bundle import Bundle, Manifest, write_bundle
 from pneumonia.core.prediction import Prediction
-from pneumonia.inference.predictor import open_predictor
+from pneumonia.inference.inputs import Inputs
+from pneumonia.inference.predictor import TensorPredictor, open_predictor
+from pneumonia.inference.score import in_process, score
 from pneumonia.triton.repository import write_repository
 from pneumonia.triton.server import TritonServer
 from tests.bundles import serving, xray
@@ -76,3 +80,19 @@ def test_pytorch_agrees_too(vit_bundle: Bundle, tmp_path: Path) -> None:
     write_repository(bundle, tmp_path / "repository")
     with serving(tmp_path / "repository") as server:
         require_agreement(ask(bundle, server, images, "pytorch", "onnx"))
+
+
+@pytest.mark.slow
+def test_bulk_scoring_has_the_same_answers_in_both(vit_bundle: Bundle, tmp_path: Path) -> None:
+    for seed in range(40):
+        (tmp_path / f"{seed:02d}.jpeg").write_bytes(xray(seed))
+    paths = sorted(tmp_path.glob("*.jpeg"))
+    expected = open_predictor("onnx", vit_bundle.path).predict([path.read_bytes() for path in paths])
+    for mode in ("onnx", "pytorch"):
+        predictor = cast(TensorPredictor, open_predictor(mode, vit_bundle.path))
+        out = tmp_path / f"{mode}.jsonl"
+        score(Inputs([str(tmp_path)]), out, in_process(predictor), {"mode": mode})
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["filename"] for row in rows] == list(map(str, paths))
+        gap = np.abs(np.subtract([row["probability"] for row in rows], [answer.probability for answer in expected]))
+        assert gap.max() <= MAX_CONFIDENCE_GAP, mode

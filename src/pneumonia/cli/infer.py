@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def infer(
-    images: list[Path] = typer.Argument(..., metavar="IMAGE...", help="JPEG or PNG files."),
+    images: list[Path] = typer.Argument(..., metavar="IMAGE...", help="JPEG, PNG or DICOM files."),
     mode: str = typer.Option("onnx", help=f"What answers: {', '.join(contract.INFER_MODES)}."),
     bundle: Path | None = _BUNDLE,
     device: str = typer.Option("auto", help=f"Where it runs: {', '.join(contract.DEVICES)}."),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pneumonia.core.dicom import decode_dicom, is_dicom
 from pneumonia.errors import ImageError
 
 MAX_PIXELS = 64_000_000
@@ -30,7 +31,9 @@ def read_image(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); give the path of a JPEG or PNG file") from error
+        raise ImageError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a JPEG, PNG or DICOM file"
+        ) from error
 
 
 def unwrap_base64(data: bytes) -> bytes:
@@ -51,16 +54,18 @@ def unwrap_base64(data: bytes) -> bytes:
 
 
 def decode_image(data: bytes, name: str = "image") -> Image.Image:
-    """Decode JPEG or PNG bytes to a single-channel 8-bit image, `mode == "L"`, upright.
+    """Decode JPEG, PNG or DICOM bytes to a single-channel 8-bit image, `mode == "L"`, upright.
 
     A radiograph is monochrome: colour is reduced to luminance (ITU-R BT.601, which leaves grey pixels as they are),
     transparency is laid over black, 16 bits are scaled to 8, and EXIF rotation is applied.
 
     Raises ImageError, which starts with `name`, for anything else, for damaged data, and for sides outside
-    MIN_SIDE..MAX_PIXELS.
+    MIN_SIDE..MAX_PIXELS; DependencyMissing for a DICOM file without pydicom.
     """
     if not data:
-        raise ImageError(f"{name}: empty, 0 bytes; a JPEG or PNG image was expected")
+        raise ImageError(f"{name}: empty, 0 bytes; a JPEG, PNG or DICOM image was expected")
+    if is_dicom(data):
+        return decode_dicom(data, name, MAX_PIXELS, MIN_SIDE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -80,7 +85,7 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: not an image this reads (starts with {data[:8]!r}); JPEG or PNG was expected"
+            f"{name}: not an image this reads (starts with {data[:8]!r}); JPEG, PNG or DICOM was expected"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: more pixels than are safe to decode; scale it down") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pneumonia.errors import ConfigError, DataError
 
@@ -21,7 +21,7 @@ _GROUPS = (
 OTHER = "other"
 
 NAMED, UNKNOWN = "named", "unknown"
-FROM_TABLE, FROM_REGEX, FROM_NAMES = "labels.csv", "data.patient_regex", "file names"
+FROM_TABLE, FROM_REGEX, FROM_NAMES, FROM_DICOM = "labels.csv", "data.patient_regex", "file names", "PatientID"
 """Where patient keys come from."""
 
 
@@ -44,15 +44,19 @@ def group_of(name: str) -> str:
 
 
 def patient_keys(
-    names: Sequence[str], given: Sequence[str | None], mode: str, regex: str | None
+    names: Sequence[str],
+    given: Sequence[str | None],
+    mode: str,
+    regex: str | None,
+    dicom: Callable[[], Sequence[str | None]] = tuple,
 ) -> tuple[list[str], str]:
     """Patient key by image, and where the keys come from: one of FROM_..., or UNKNOWN.
 
     names: file names. given: patient_id by image where labels.csv has it. mode: data.patients. regex: its first group
-    is the patient; it goes before labels.csv, and that before the names of the Kaggle set. Keys never come from two
-    places at once, because one patient could then have two. Raises DataError, listing examples, where an image has no
-    key and the user did not say data.patients=unknown: images of one patient on both sides of a split would make every
-    figure too good.
+    is the patient. dicom: reads the hashed PatientID of each image. Of regex, labels.csv, PatientID and the names of
+    the Kaggle set the first that there is gives every key, because one patient could have two from two places. Raises
+    DataError, listing examples, where an image has no key and the user did not say data.patients=unknown: images of one
+    patient on both sides of a split would make every figure too good.
     """
     if mode == UNKNOWN:
         return [f"image{position}" for position in range(len(names))], UNKNOWN
@@ -61,6 +65,8 @@ def patient_keys(
         origin, keys = FROM_REGEX, [_first_group(pattern, name) for name in names]
     elif any(given):
         origin, keys = FROM_TABLE, list(given)
+    elif any(hashed := dicom()):
+        origin, keys = FROM_DICOM, list(hashed)
     else:
         origin, keys = FROM_NAMES, [patient_of(name) for name in names]
     missing = [name for name, key in zip(names, keys, strict=True) if not key]

@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from pneumonia import __version__, contract
 from pneumonia.config.schema import Config, SplitConfig
+from pneumonia.core.dicom import SALT_ENV, patient_key
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data import patients as keys_of
 from pneumonia.data.decode import decode, printable
@@ -72,7 +74,7 @@ def _fingerprint(config: Config, source: dict[str, Any], root: Path, listed: lis
     settings = dataclasses.asdict(config.data)
     relevant = {key: settings[key] for key in ("patients", "patient_regex", "fraction", "seed")}
     parts = [__version__, Preprocessing().to_json(), relevant, dataclasses.asdict(config.split), source["source"],
-             source["synthetic"], str(root), fingerprint(root, listed)]  # fmt: skip
+             source["synthetic"], str(root), fingerprint(root, listed), os.environ.get(SALT_ENV)]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -90,7 +92,7 @@ def _check_replaceable(out: Path) -> None:
 def _build(config: Config, source: dict[str, Any], root: Path, listed: list[Listed], mark: str, building: Path) -> None:
     """Write pixel cache, index and manifest into the empty folder `building`."""
     _check_published_split(config, source)
-    listed, keys, origin = _choose(config, listed)
+    listed, keys, origin = _choose(config, root, listed)
     decoded = decode(root, listed, building / contract.PIXELS_FILE, config.data.workers)
     joined = keys_of.join_patients(keys, [(keys[one], keys[other]) for one, other in decoded.duplicates])
     kept, patients = [listed[row] for row in decoded.kept], np.array([joined[row] for row in decoded.kept])
@@ -139,7 +141,7 @@ def _check_published_split(config: Config, source: dict[str, Any]) -> None:
         )
 
 
-def _choose(config: Config, listed: list[Listed]) -> tuple[list[Listed], list[str], str]:
+def _choose(config: Config, root: Path, listed: list[Listed]) -> tuple[list[Listed], list[str], str]:
     """The images to decode, their patient keys and where those come from.
 
     Everything that needs no pixels refuses here, so that nobody waits for a refusal that is certain.
@@ -149,6 +151,7 @@ def _choose(config: Config, listed: list[Listed]) -> tuple[list[Listed], list[st
         [entry.patient for entry in listed],
         config.data.patients,
         config.data.patient_regex,
+        lambda: [patient_key(root / entry.path) for entry in listed],
     )
     rows = _sample(config, listed, np.array(keys))
     listed, keys = [listed[row] for row in rows], [keys[row] for row in rows]

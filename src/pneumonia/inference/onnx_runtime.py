@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pneumonia import contract
 from pneumonia.bundle import open_bundle
 from pneumonia.core.prediction import Prediction, predictions
@@ -49,7 +52,10 @@ class OnnxPredictor:
         """See `Predictor`."""
         if not images:
             return []
+        return self.answer(preprocess(images, self.bundle.manifest.preprocessing))
+
+    def answer(self, pixel_values: npt.NDArray[np.float32]) -> list[Prediction]:
+        """See `TensorPredictor`."""
         manifest = self.bundle.manifest
-        pixel_values = preprocess(images, manifest.preprocessing)
         (logits,) = self.session.run([contract.TENSOR_OUTPUT], {contract.TENSOR_INPUT: pixel_values})
         return predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from pneumonia import contract
+from pneumonia.bundle import Bundle
 from pneumonia.core.prediction import Prediction
 from pneumonia.errors import UsageError
 
@@ -18,10 +22,20 @@ class Predictor(Protocol):
     """Answers encoded images."""
 
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
-        """Encoded JPEG or PNG bytes -> one Prediction an image, in order.
+        """Encoded JPEG, PNG or DICOM bytes -> one Prediction an image, in order.
 
         Raises ImageError for an image that cannot be decoded, ServerUnavailable where a server does not answer.
         """
+        ...
+
+
+class TensorPredictor(Predictor, Protocol):
+    """A predictor that runs its model in this process."""
+
+    bundle: Bundle
+
+    def answer(self, pixel_values: npt.NDArray[np.float32]) -> list[Prediction]:
+        """What `pneumonia.core.preprocess` makes of images, (B, 3, size, size) -> one Prediction each, in order."""
         ...
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from pneumonia.bundle import open_bundle
 from pneumonia.core.prediction import Prediction, predictions
 from pneumonia.core.preprocess import preprocess
@@ -33,10 +36,15 @@ class TorchPredictor:
         """See `Predictor`."""
         if not images:
             return []
+        return self.answer(preprocess(images, self.bundle.manifest.preprocessing))
+
+    def answer(self, pixel_values: npt.NDArray[np.float32]) -> list[Prediction]:
+        """See `TensorPredictor`."""
         import torch
 
         manifest = self.bundle.manifest
-        pixel_values = torch.from_numpy(preprocess(images, manifest.preprocessing)).to(self.device)
         with torch.inference_mode():
-            logits = self.model(pixel_values=pixel_values).logits.float().cpu().numpy()
+            logits = (
+                self.model(pixel_values=torch.from_numpy(pixel_values).to(self.device)).logits.float().cpu().numpy()
+            )
         return predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)

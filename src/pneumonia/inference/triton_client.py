@@ -74,9 +74,13 @@ class TritonPredictor:
         """The library's own error for what a client raised."""
         status, message = _status(error)
         if status in ("404", "StatusCode.NOT_FOUND") or "unknown model" in message:
-            return ServerUnavailable(f"{self.target} does not serve {contract.ENSEMBLE} ({message}); check --url")
+            return ServerUnavailable(
+                f"{self.target} does not serve {contract.ENSEMBLE} ({message}); check --url", transient=False
+            )
         if status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return ImageError(message.removeprefix(_ENSEMBLE_PREFIX))
+        if status in ("501", "StatusCode.UNIMPLEMENTED"):
+            return ServerUnavailable(f"{self.target} cannot answer this: {message}", transient=False)
         if isinstance(error, TimeoutError) or status == "StatusCode.DEADLINE_EXCEEDED":
             return ServerUnavailable(
                 f"no answer from {self.target} over {self.protocol} within {self.timeout_s:g} s; "

@@ -15,7 +15,7 @@ from pneumonia.data.sources import SOURCE_FILE, read_source
 from pneumonia.errors import ConfigError, DataError
 from pneumonia.files import replace_directory, write_json
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
 LABELS_FILE = "labels.csv"
 _LABEL_INDEX = {name: index for index, name in enumerate(contract.LABELS)}
 

@@ -20,7 +20,7 @@ from pneumonia import contract  # noqa: E402
 from pneumonia.bundle import Manifest  # noqa: E402
 from pneumonia.core.image import unwrap_base64  # noqa: E402
 from pneumonia.core.preprocess import preprocess  # noqa: E402
-from pneumonia.errors import ImageError  # noqa: E402
+from pneumonia.errors import DependencyMissing, ImageError  # noqa: E402
 
 
 class TritonPythonModel:
@@ -42,4 +42,6 @@ class TritonPythonModel:
             batch = preprocess(images, self.spec)
         except ImageError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        except DependencyMissing as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.UNSUPPORTED))
         return pb_utils.InferenceResponse([pb_utils.Tensor(contract.TENSOR_INPUT, batch)])
