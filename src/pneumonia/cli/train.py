@@ -134,12 +134,16 @@ def export(
     prepared: Path | None = _PREPARED,
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
 ) -> None:
-    """Check the gate, export ONNX, prove parity and write the final bundle."""
+    """Check the gate, export ONNX and, with export.int8=true, int8; prove parity and write the final bundle."""
     from pneumonia.config.compose import compose
     from pneumonia.evaluation.evaluate import gate as run_gate
+    from pneumonia.export.to_int8 import export_int8
     from pneumonia.export.to_onnx import export_onnx
 
     config = compose(overrides or [])
     run_gate(config, evaluation)
-    final = export_onnx(config, bundle, evaluation, _prepared(config, prepared), output)
+    data = _prepared(config, prepared)
+    final = export_onnx(config, bundle, evaluation, data, output)
+    if config.export.int8:
+        final = export_int8(config, output, data, output)
     print(json.dumps({"bundle": str(final.path), "model_id": final.model_id}))

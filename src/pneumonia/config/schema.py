@@ -290,6 +290,14 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Forms of the model that a bundle carries beside its weights and model.onnx."""
+
+    int8: bool = False
+    """Also export model.int8.onnx, parity-gated; where it is there, processors answer and serve with it."""
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """MLflow, which gets parameters, figures with their intervals, plots, report and bundle of every run."""
 
@@ -309,6 +317,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     output_dir: str = contract.TRACKING_DIR
     """Folder that gets one folder a training run."""

@@ -124,7 +124,9 @@ def check_output(output: Path, overwrite: bool) -> None:
     if output.suffix not in FORMATS:
         raise UsageError(f"-o {output}: the name's end is the format, one of {', '.join(FORMATS)}")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise DependencyMissing("parquet is written with pyarrow: pip install 'pneumonia[parquet]', or choose .csv or .jsonl")
+        raise DependencyMissing(
+            "parquet is written with pyarrow: pip install 'pneumonia[parquet]', or choose .csv or .jsonl"
+        )
     if output.is_dir() or (output.exists() and not overwrite and not _journal_of(output).exists()):
         raise UsageError(f"-o {output}: is there already; choose another name, or replace it with --overwrite")
 

@@ -31,7 +31,7 @@ def write_repository(bundle: Bundle, root: Path, backend: str = "python") -> Non
     """
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
-    graph = bundle.file(contract.ENGINE_FILE if backend == "tensorrt" else contract.ONNX_FILE)
+    graph = bundle.file(_served_file(bundle, backend))
     served = {"tensorrt": ENGINE_FILE}.get(backend, contract.ONNX_FILE)
     manifest = bundle.path / contract.BUNDLE_MANIFEST
     _write_model(
@@ -44,6 +44,13 @@ def write_repository(bundle: Bundle, root: Path, backend: str = "python") -> Non
         root, contract.POSTPROCESS_MODEL, _postprocess_config(), {contract.BUNDLE_MANIFEST: manifest}, "postprocess"
     )
     _write_model(root, contract.ENSEMBLE, _ensemble_config(), {}, None)
+
+
+def _served_file(bundle: Bundle, backend: str) -> str:
+    """File of the bundle that a backend serves. python runs on a processor, which int8 is made for."""
+    if backend == "tensorrt":
+        return contract.ENGINE_FILE
+    return contract.INT8_FILE if backend == "python" and bundle.has(contract.INT8_FILE) else contract.ONNX_FILE
 
 
 def _write_model(root: Path, name: str, config: str, files: dict[str, Path], backend_module: str | None) -> None:
