@@ -11,6 +11,7 @@
     │   ├── BundleNotFound          no bundle where one was expected
     │   ├── DependencyMissing       an optional package is not installed
     │   ├── DeviceUnavailable       the GPU that was asked for is not here
+    │   ├── StorageError            a disk that is full, or a place that may not be written
     │   ├── PortTaken               another process listens on the port
     │   └── ServerUnavailable       no answer, or no longer an answer, from the server
     ├── Refused                  5  a check said no
@@ -75,6 +76,10 @@ class DependencyMissing(MissingPrerequisite):
 
 class DeviceUnavailable(MissingPrerequisite):
     """The GPU that was asked for is not here."""
+
+
+class StorageError(MissingPrerequisite):
+    """A disk that is full, or a place that may not be written."""
 
 
 class PortTaken(MissingPrerequisite):
