@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -12,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
 
 from pneumonia import __version__, contract
 from pneumonia.architecture import load_model
@@ -66,6 +69,14 @@ class PneumoniaTrainer(Trainer):  # type: ignore[misc]
         model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         torch.save(self.args, Path(folder) / "training_args.bin")
         self.average.save(Path(folder))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer's own rotation goes by file times, and a clock that is set back makes the newest the oldest.
+        super()._save_checkpoint(*args, **kwargs)
+        best = Path(self.state.best_model_checkpoint or "").name
+        for folder in Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if folder.name not in (f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", best):
+                shutil.rmtree(folder)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with the averaged weights, which are the ones that the bundle gets."""
@@ -163,7 +174,6 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="auroc",
         greater_is_better=True,
@@ -237,13 +247,24 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
 
 
 def _resume_point(folder: Path) -> str:
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_complete(path)]
+    last = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     if last is None:
         raise MissingPrerequisite(
-            f"training.resume=true: no checkpoint under {folder}; start without it, or give the output_dir of the run"
+            f"training.resume=true: no checkpoint under {folder} that was written to its end; start without it, or give the "
+            "output_dir of the run"
         )
-    print(f"train: going on from {Path(last).name}", file=sys.stderr)
+    print(f"train: going on from {last.name}", file=sys.stderr)
     return str(last)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether Trainer got to the state, which it writes last; a run that was killed may leave a checkpoint without."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @torch.no_grad()
