@@ -284,7 +284,7 @@ SERVERS = (
     Row(SERVER, "answering NaN", 4, "answered what is no answer of pneumonia_detection", "refused"),
     Row(SERVER, "answering two images where one was sent", 4, "2 answers to 1 images", "refused"),
     Row(SERVER, "ending its answer early", 4, "no server at", "told; the image has not been answered"),
-    Row(SERVER, "speaking something else than gRPC", 4, "did not answer", "told (with --protocol grpc)"),
+    Row(SERVER, "speaking something else than gRPC", 4, "for grpc", "told (with --protocol grpc)"),
     Row(SERVER, "answering gRPC with garbage", 4, "did not answer", "told (with --protocol grpc)"),
     Row(SERVER, "port taken", 4, "cannot be used for http", "told, with the option that chooses another"),
 )  # fmt: skip

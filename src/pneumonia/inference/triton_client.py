@@ -106,7 +106,7 @@ class TritonPredictor:
 def _predictions(result: Any, count: int) -> list[Prediction]:
     """The answers of a result. Raises ValueError, AttributeError and such where it is not `count` answers of ours."""
     columns = {name: result.as_numpy(name).reshape(-1) for name in contract.ENSEMBLE_OUTPUTS}
-    answers = [Prediction(label.decode(), float(c), float(p), float(t), identity.decode())
+    answers = [Prediction(_text(label), float(c), float(p), float(t), _text(identity))
                for label, c, p, t, identity in zip(*columns.values(), strict=True)]  # fmt: skip
     if len(answers) != count:
         raise ValueError(f"{len(answers)} answers to {count} images")
@@ -115,6 +115,11 @@ def _predictions(result: Any, count: int) -> list[Prediction]:
         if answer.label not in contract.LABELS or not (0 <= answer.confidence <= 1 and 0 <= answer.probability <= 1):
             raise ValueError(f"{answer}")
     return answers
+
+
+def _text(value: Any) -> str:
+    """An element of a BYTES tensor: bytes, or a string where the server answers in plain JSON."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _parse(url: str, protocol: str) -> tuple[str, bool]:
