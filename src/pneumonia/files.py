@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pneumonia.errors import StorageError
+from pneumonia.errors import PneumoniaError, StorageError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that say that a place takes no more, whichever call meets them."""
 _PART = ".part"
 """Ends the name of what is being written, so that a killed writer's remains are known for what they are."""
+_FULL_BELOW_BYTES = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -42,6 +43,22 @@ def cannot_write(target: Path, error: OSError) -> StorageError:
     )
 
 
+@contextlib.contextmanager
+def writing_to(target: Path) -> Iterator[None]:
+    """Around libraries that write by themselves: what they raise on a full disk becomes StorageError.
+
+    They have no class for it: safetensors quotes the system, PyTorch only says that it failed, so the disk is asked.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, PneumoniaError):
+            raise
+        if os.strerror(errno.ENOSPC) not in str(error) and shutil.disk_usage(target.parent).free > _FULL_BELOW_BYTES:
+            raise
+        raise cannot_write(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
@@ -55,7 +72,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def _write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_remains(path)
+    remove_remains(path)
     temporary, handle = _start(path, directory=False)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -91,7 +108,7 @@ def replace_directory(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_remains(target)
+        remove_remains(target)
         building, handle = _start(target, directory=True)
     except OSError as error:
         raise cannot_write(target, error) from error
@@ -137,10 +154,13 @@ def _lock(handle: int) -> None:
         return  # A file system without locks, where remains cannot be told from work and stay.
 
 
-def _remove_remains(target: Path) -> None:
-    """Remove what killed writers of `target` left, and nothing that a living one holds."""
+def remove_remains(target: Path) -> None:
+    """Remove what killed writers of `target` left, and nothing that a living one holds.
+
+    Every write does; a step that finds its work done calls it by itself.
+    """
     start = f".{target.name}."
-    for name in os.listdir(target.parent):
+    for name in os.listdir(target.parent) if target.parent.is_dir() else ():
         if name.startswith(start) and name.endswith(_PART):
             path = target.parent / name
             with contextlib.suppress(OSError):

@@ -59,7 +59,8 @@ class Running:
 
 def start(function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
     """function(*arguments) in a child."""
-    process = _context.Process(target=function, args=arguments)
+    # daemon: one that hangs must not outlive a failed test.
+    process = _context.Process(target=function, args=arguments, daemon=True)
     process.start()
     return process
 
@@ -82,6 +83,8 @@ def begin(
     """
     streams = folder / f".streams-{len(list(folder.glob('.streams-*')))}"
     streams.mkdir(parents=True)
+    for name in ("out", "err"):
+        (streams / name).touch()
     words = ["pneumoctl", *map(str, arguments)]
     return Running(start(_command, folder, words, streams, dict(environment or {}), restricted, before), streams)
 

@@ -12,8 +12,10 @@ import pneumonia.data.prepare
 import pneumonia.data.sources.folder
 import pneumonia.data.sources.phantom
 import pneumonia.evaluation.evaluate
+import pneumonia.export.to_onnx
 import pneumonia.inference.onnx_runtime
 import pneumonia.inference.triton_client
 import pneumonia.release.publish
+import pneumonia.training.train
 import pneumonia.triton.repository
 import pneumonia.triton.server  # noqa: F401

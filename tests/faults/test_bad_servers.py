@@ -45,7 +45,11 @@ GARBAGE = {
     "answering a label that is none": answer(prediction=["HEALTHY"]),
     "answering NaN": answer(probability=[float("nan")]),
     "answering two images where one was sent": answer(
-        prediction=["NORMAL"] * 2, confidence=[0.9] * 2, probability=[0.1] * 2, threshold=[0.4] * 2, model_id=["m@1"] * 2
+        prediction=["NORMAL"] * 2,
+        confidence=[0.9] * 2,
+        probability=[0.1] * 2,
+        threshold=[0.4] * 2,
+        model_id=["m@1"] * 2,
     ),
     "ending its answer early": answer(),
 }

@@ -31,7 +31,7 @@ from pneumonia.data.sources import read_source
 from pneumonia.data.sources.folder import Listed, fingerprint, list_images
 from pneumonia.data.split import assign, check_official, straddlers
 from pneumonia.errors import DataError
-from pneumonia.files import cannot_write, replace_directory, write_json
+from pneumonia.files import cannot_write, remove_remains, replace_directory, write_json
 
 __all__ = ["COLUMNS", "PreparedData", "load_prepared", "prepare"]
 
@@ -53,6 +53,7 @@ def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
     _check_replaceable(out)
     try:
         with _lock(out):
+            remove_remains(out)
             with contextlib.suppress(DataError):
                 known = load_prepared(out)
                 if known.manifest["fingerprint"] == mark:

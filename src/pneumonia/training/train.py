@@ -29,7 +29,7 @@ from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import MissingPrerequisite
-from pneumonia.files import replace_directory, write_json, write_text
+from pneumonia.files import replace_directory, write_json, write_text, writing_to
 from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.model import build_model
@@ -225,13 +225,14 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
 
     The best epoch (validation AUROC), the temperature and the threshold come from the `val` split; `test` is not
     looked at. Checkpoints and the resolved configuration lie beside `out`. Raises GateRefused where no threshold
-    meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from is missing.
+    meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from is missing,
+    StorageError where the disk is full.
     """
     data = load_prepared(prepared)
     folder = out.parent / CHECKPOINTS
     write_text(out.parent / "config.yaml", to_yaml(config))
     tags = {"data_digest": str(data.manifest["digest"]), "synthetic": str(data.manifest["synthetic"])}
-    with track(config, out.parent.name, tags) as tracker:
+    with writing_to(out), track(config, out.parent.name, tags) as tracker:
         trainer = make_trainer(config, data, folder, tracker)
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         print(f"train: {config.model.name}, {parameters:,} parameters, {len(trainer.train_dataset)} images an epoch "
@@ -251,8 +252,8 @@ def _resume_point(folder: Path) -> str:
     last = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     if last is None:
         raise MissingPrerequisite(
-            f"training.resume=true: no checkpoint under {folder} that was written to its end; start without it, or give the "
-            "output_dir of the run"
+            f"training.resume=true: no checkpoint under {folder} that was written to its end; start without it, or "
+            "give the output_dir of the run"
         )
     print(f"train: going on from {last.name}", file=sys.stderr)
     return str(last)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pneumonia.config.schema import DataConfig
 from pneumonia.errors import ConfigError, DataError
-from pneumonia.files import cannot_write
+from pneumonia.files import cannot_write, remove_remains
 
 SOURCES = {
     "phantom": "synthetic radiographs drawn here: no account, no download, no patient",
@@ -31,6 +31,7 @@ def fetch(config: DataConfig, out: Path) -> Path:
         listed = "; ".join(f"data={name}: {what}" for name, what in SOURCES.items())
         raise ConfigError(f"no data source chosen; choose one of {listed}")
     try:
+        remove_remains(out)
         importlib.import_module(f"pneumonia.data.sources.{config.source}").fetch(config, out)
     except OSError as error:
         raise cannot_write(out, error) from error
