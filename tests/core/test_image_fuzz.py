@@ -11,8 +11,8 @@ import pytest
 
 
 def test_ten_thousand_mutated_files(root: Path) -> None:
-    if sys.platform == "darwin":
-        pytest.skip("ru_maxrss counts bytes here, and kilobytes where this was written")
+    if sys.platform != "linux":
+        pytest.skip("what a process had in memory is read from /proc")
     command = [sys.executable, "-m", "tests.core.fuzz_images", "10000", "42"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=250)
     assert (done.returncode, done.stderr) == (0, "")

@@ -71,12 +71,16 @@ def survives(
         began = time.monotonic()
         complete(folder, counted, step, version)
         whole.append((state(folder), int(counted.read_text()), time.monotonic() - began, names(folder)))
-    seen = {"old": 0, "new": 0, "finished": 0}
-    for number in range(rounds):
+    seen = {"old": 0, "new": 0}
+    for number in range(4 * rounds):
+        if sum(seen.values()) == rounds:
+            break
         before(folder)
         old, (new, events, seconds, left) = state(folder), whole[number % 2]
-        # Every other time just before something is done to a file, where a random time would seldom strike.
-        fatal = int(rng.integers(1, events + 1)) if number % 2 == (number // 2) % 2 else 0
+        # A random time; just before anything is done to a file; before one of the last things, where a random time
+        # would seldom strike and the new content takes the old one's place.
+        first = (None, 1, max(1, events - 9))[number % 3]
+        fatal = int(rng.integers(first, events + 1)) if first else 0
         process = start(_run, folder, fatal, counted, step, versions[number % 2])
         if fatal == 0:
             process.join(rng.uniform(0, seconds))
@@ -86,11 +90,13 @@ def survives(
         where = f"round {number}, event {fatal} of {events}"
         assert process.exitcode in (0, -signal.SIGKILL), where
         assert found in (old, new), where
-        seen["finished" if process.exitcode == 0 else "new" if found == new else "old"] += 1
+        if process.exitcode != 0:  # else it was faster than the kill
+            seen["new" if found == new else "old"] += 1
         complete(folder, counted, step, versions[number % 2])
         assert state(folder) == new, where
         assert names(folder) == left, where
     print(f"{step.__name__}: killed {rounds} times, {seen}")
+    assert sum(seen.values()) == rounds
     assert seen["old"] > 0, "no kill struck before the new state was there, so this showed nothing"
 
 
