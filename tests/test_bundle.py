@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def test_a_manifest_cannot_name_files_outside_the_bundle(bundle: Bundle) -> None
     manifest = bundle.path / contract.BUNDLE_MANIFEST
     value = json.loads(manifest.read_text())
     value["files"] = {"../secret": "0" * 64}
+    del value["sha256"]  # as whoever wants to be believed would
     manifest.write_text(json.dumps(value))
     with pytest.raises(BundleError, match="plain file names"):
         open_bundle(bundle.path)
@@ -101,3 +103,33 @@ def test_a_failed_write_leaves_the_old_bundle(bundle: Bundle, tmp_path: Path) ->
 def test_the_environment_names_the_default_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(contract.BUNDLE_ENV, str(bundle.path))
     assert open_bundle().digest == bundle.digest
+
+
+def test_a_flipped_bit_in_the_manifest_is_noticed_wherever_it_is(bundle: Bundle) -> None:
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    raw = manifest.read_bytes()
+    silent = []
+    for position in range(len(raw)):
+        changed = bytearray(raw)
+        changed[position] ^= 1 << position % 8
+        manifest.write_bytes(changed)
+        with contextlib.suppress(BundleError):
+            silent += [position] if open_bundle(bundle.path).manifest != bundle.manifest else []
+    assert silent == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", 0), ("temperature", -1.5), ("threshold", 1.01)])
+def test_values_that_make_no_sense_are_refused(bundle: Bundle, key: str, value: float) -> None:
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    text = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**text, key: value}))
+    with pytest.raises(BundleError, match="the one is above 0, the other 0 to 1"):
+        open_bundle(bundle.path)
+
+
+def test_a_manifest_without_a_seal_is_read(bundle: Bundle) -> None:
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    value = json.loads(manifest.read_text())
+    del value["sha256"]
+    manifest.write_text(json.dumps(value))
+    assert open_bundle(bundle.path).manifest == bundle.manifest

@@ -20,6 +20,10 @@ _FORBIDDEN_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
 """Formats that run code when they are opened; a bundle never holds one."""
 
 
+_SEAL = "sha256"
+"""The key of bundle.json with the digest of its other keys; manifests written before it existed have none."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What bundle.json says.
@@ -50,7 +54,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form, keys in a fixed order."""
-        return {
+        value = {
             "schema_version": self.schema_version,
             "name": self.name,
             "labels": list(self.labels),
@@ -64,10 +68,15 @@ class Manifest:
             "versions": dict(self.versions),
             "files": dict(sorted(self.files.items())),
         }
+        return {**value, _SEAL: _seal(value)}
 
     @classmethod
     def from_json(cls, value: Any, where: Path) -> Manifest:
-        """Inverse of `to_json`. Raises BundleError, naming `where`, on another schema or a missing key."""
+        """Inverse of `to_json`.
+
+        Raises BundleError, naming `where`, on another schema, a missing key, a value out of range, and where a value
+        was changed after the manifest was written: one flipped digit of the threshold would change answers.
+        """
         if not isinstance(value, dict) or "schema_version" not in value:
             raise BundleError(f"{where}: not a bundle manifest; give the folder that `pneumoctl train` wrote")
         if value["schema_version"] != contract.BUNDLE_SCHEMA_VERSION:
@@ -76,26 +85,43 @@ class Manifest:
                 f"{contract.BUNDLE_SCHEMA_VERSION}; install the release that wrote the bundle"
             )
         try:
-            return cls(
-                name=value["name"],
+            manifest = cls(
+                name=str(value["name"]),
                 temperature=float(value["temperature"]),
                 threshold=float(value["threshold"]),
                 recall_target=float(value["recall_target"]),
                 preprocessing=Preprocessing.from_json(value["preprocessing"]),
                 labels=tuple(value["labels"]),
-                metrics=value["metrics"],
-                data=value["data"],
-                config=value["config"],
-                versions=value["versions"],
-                files=value["files"],
+                metrics=dict(value["metrics"]),
+                data=dict(value["data"]),
+                config=dict(value["config"]),
+                versions=dict(value["versions"]),
+                files=dict(value["files"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{where}: damaged manifest ({error!r}); restore the bundle from its release") from error
+        if not (0 < manifest.temperature < float("inf") and 0 <= manifest.threshold <= 1):
+            raise BundleError(
+                f"{where}: temperature {manifest.temperature}, threshold {manifest.threshold}; the one is above 0, the "
+                "other 0 to 1; restore the bundle from its release"
+            )
+        if value.get(_SEAL, _seal(value)) != _seal(value):
+            raise BundleError(
+                f"{where}: was changed after it was written, its digest is another; restore the bundle from its "
+                "release, or change thresholds with `pneumoctl calibrate`"
+            )
+        return manifest
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """The manifest in a bundle.json alone. Raises BundleError where it is damaged or of another schema."""
         return _parse(path.read_bytes(), path)
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of a manifest's JSON value without the seal itself, whatever its layout."""
+    rest = {key: item for key, item in value.items() if key != _SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _parse(raw: bytes, where: Path) -> Manifest:

@@ -11,6 +11,7 @@
     │   ├── BundleNotFound          no bundle where one was expected
     │   ├── DependencyMissing       an optional package is not installed
     │   ├── DeviceUnavailable       the GPU that was asked for is not here
+    │   ├── StorageError            a disk that is full, or a place that may not be written
     │   ├── PortTaken               another process listens on the port
     │   ├── SourceUnavailable       a download has no credentials, is refused, does not answer or was cut off
     │   └── ServerUnavailable       no answer, or no longer an answer, from the server
@@ -76,6 +77,10 @@ class DependencyMissing(MissingPrerequisite):
 
 class DeviceUnavailable(MissingPrerequisite):
     """The GPU that was asked for is not here."""
+
+
+class StorageError(MissingPrerequisite):
+    """A disk that is full, or a place that may not be written."""
 
 
 class PortTaken(MissingPrerequisite):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pneumonia.errors import PneumoniaError, StorageError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that say that a place takes no more, whichever call meets them."""
+_PART = ".part"
+"""Ends the name of what is being written, so that a killed writer's remains are known for what they are."""
+_FULL_BELOW_BYTES = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in 1 MiB pieces."""
@@ -24,34 +35,65 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cannot_write(target: Path, error: OSError) -> StorageError:
+    """The library's own error for a place that cannot be written."""
+    return StorageError(
+        f"{target}: cannot be written ({error.strerror or error}); free space, or choose another place. "
+        "What was there before is unchanged"
+    )
+
+
+@contextlib.contextmanager
+def writing_to(target: Path) -> Iterator[None]:
+    """Around libraries that write by themselves: what they raise on a full disk becomes StorageError.
+
+    They have no class for it: safetensors quotes the system, PyTorch only says that it failed, so the disk is asked.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, PneumoniaError):
+            raise
+        if os.strerror(errno.ENOSPC) not in str(error) and shutil.disk_usage(target.parent).free > _FULL_BELOW_BYTES:
+            raise
+        raise cannot_write(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+
+
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a stream whose content takes the place of `path` on success; a reader never sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    remove_remains(path)
+    temporary, handle = _start(path, directory=False)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files private; readers such as a server under another user need the usual mode.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part."""
-    with replace_file(path) as stream:
-        stream.write(data)
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises StorageError where the place is full or may not be written.
+    """
+    try:
+        with replace_file(path) as stream:
+            stream.write(data)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8 form of `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
+    """UTF-8 form of `write_bytes`.
+
+    Bytes of a file name that are not UTF-8 become \\udcXX, which in JSON is an escape that is read back as they were.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -63,23 +105,27 @@ def write_json(path: Path, value: Any) -> None:
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory beside `target`; on success it takes `target`'s place, on an error it goes.
 
-    A previous `target` is moved aside first and removed last, so its content is never mixed with the new one.
+    On Linux the two change places in one step, so that even a killed writer leaves the old content or the new one;
+    what it was writing is removed by the next writer. Raises StorageError where the place is full or may not be
+    written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    os.chmod(building, 0o755)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_remains(target)
+        building, handle = _start(target, directory=True)
+    except OSError as error:
+        raise cannot_write(target, error) from error
     try:
         yield building
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old / "previous")
-            os.replace(building, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(building, target)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+        _exchange(building, target)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise cannot_write(target, error) from error
         raise
+    finally:
+        # The former content after an exchange, what was being written after an error, nothing after a first write.
+        shutil.rmtree(building, ignore_errors=True)
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -93,3 +139,70 @@ def locked(lock: Path, waiting: str) -> Iterator[None]:
             print(waiting, file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _start(target: Path, *, directory: bool) -> tuple[Path, int]:
+    """A new file or directory beside `target`, and the handle whose lock says that a living process writes it."""
+    names: dict[str, Any] = {"prefix": f".{target.name}.", "suffix": _PART, "dir": target.parent}
+    while True:
+        handle, made = (None, tempfile.mkdtemp(**names)) if directory else tempfile.mkstemp(**names)
+        path = Path(made)
+        try:
+            handle = os.open(path, os.O_RDONLY) if handle is None else handle
+            _lock(handle)
+            # Made private; readers such as a server under another user need the usual mode.
+            os.chmod(path, 0o755 if directory else 0o644)
+        except (BlockingIOError, FileNotFoundError):
+            # Between its making and its lock another writer has taken it for remains.
+            if handle is not None:
+                os.close(handle)
+            continue
+        return path, handle
+
+
+def _lock(handle: int) -> None:
+    """Lock what is being written until the handle is closed or the process ends. Raises BlockingIOError."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return  # A file system without locks, where remains cannot be told from work and stay.
+
+
+def remove_remains(target: Path) -> None:
+    """Remove what killed writers of `target` left, and nothing that a living one holds.
+
+    Every write does; a step that finds its work done calls it by itself.
+    """
+    start = f".{target.name}."
+    for name in os.listdir(target.parent) if target.parent.is_dir() else ():
+        if name.startswith(start) and name.endswith(_PART):
+            path = target.parent / name
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink()
+                finally:
+                    os.close(handle)
+
+
+def _exchange(building: Path, target: Path) -> None:
+    """Put `building` in `target`'s place and `target`, where it exists, in `building`'s."""
+    if not target.exists():
+        os.replace(building, target)
+        return
+    if sys.platform == "linux":
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        paths = os.fsencode(building), os.fsencode(target)
+        if rename and rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+            return
+    # No exchange here: for a moment there is neither, and a crash in it leaves the old content under the other name.
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, old / "previous")
+    os.replace(building, target)
+    shutil.rmtree(old)

@@ -25,7 +25,7 @@ from pneumonia.export.to_onnx import export_onnx
 from pneumonia.training.averaging import AVERAGE_FILE, WeightAverage
 from pneumonia.training.dataset import predict_logits
 from pneumonia.training.tracking import NoTracker
-from pneumonia.training.train import make_trainer, run, train
+from pneumonia.training.train import _resume_point, make_trainer, run, train
 from tests.phantoms import smoke_config
 
 STEPS = ("training.max_steps=-1", "training.num_train_epochs=3", "training.per_device_train_batch_size=64",
@@ -186,6 +186,14 @@ def test_test_images_have_no_say_in_weights_temperature_or_threshold(prepared: P
     second = train(config, other, tmp_path / "b" / "bundle").manifest
     assert (first.temperature, first.threshold) == (second.temperature, second.threshold)
     assert first.files == second.files
+
+
+def test_resuming_passes_over_checkpoints_that_were_not_written_to_their_end(tmp_path: Path) -> None:
+    for step, state in ((4, "{}"), (8, '{"epoch": 1.0, "glo'), (12, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert Path(_resume_point(tmp_path)).name == "checkpoint-4"
 
 
 def test_resuming_without_a_checkpoint_says_so(prepared: PreparedData, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import sys
 import typer
 
 from pneumonia import __version__
-from pneumonia.errors import PneumoniaError
+from pneumonia.errors import PneumoniaError, StorageError
+from pneumonia.files import NO_ROOM
 
 app = typer.Typer(
     name="pneumoctl",
@@ -41,6 +42,12 @@ def main() -> None:
     except PneumoniaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # Temporary folders fill up as well, in the middle of any library.
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}; free space and try again", file=sys.stderr)
+        sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -10,13 +10,15 @@ from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from pneumonia.core.dicom import decode_dicom, is_dicom
 from pneumonia.errors import ImageError
 
 MAX_PIXELS = 64_000_000
 """Largest image decoded, width x height. Detector images are below 25 megapixels; a bomb is far above."""
+MAX_BYTES = 256 << 20
+"""Most bytes read of one file. The largest image decoded has about half of them, uncompressed at 16 bits."""
 MIN_SIDE = 16
 """Smallest side accepted, in pixels: below it there is nothing of a chest to see."""
 FORMATS = ("JPEG", "PNG")
@@ -26,14 +28,17 @@ _HIGH_BIT_MODES = ("I;16", "I;16L", "I;16B", "I")
 def read_image(path: Path) -> bytes:
     """Bytes of an image file.
 
-    Raises ImageError, naming the file, where it is missing, a directory or unreadable.
+    Raises ImageError, naming the file, where it is missing, a directory, unreadable or larger than MAX_BYTES.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a JPEG, PNG or DICOM file"
-        ) from error
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path}: cannot be read ({reason}); give the path of a JPEG, PNG or DICOM file") from error
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{path}: more than {MAX_BYTES >> 20} MiB; give the path of a JPEG, PNG or DICOM file")
+    return data
 
 
 def unwrap_base64(data: bytes) -> bytes:
@@ -68,19 +73,20 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
         return decode_dicom(data, name, MAX_PIXELS, MIN_SIDE)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # What is damaged is an error below; a damaged remark beside whole pixels is no reason to talk.
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(
-                f"{name}: {width}x{height} pixels; at most {MAX_PIXELS:,} pixels are decoded, scale it down"
-            )
-        if min(width, height) < MIN_SIDE:
-            raise ImageError(
-                f"{name}: {width}x{height} pixels; a radiograph of at least {MIN_SIDE}x{MIN_SIDE} is needed"
-            )
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name}: {width}x{height} pixels; at most {MAX_PIXELS:,} pixels are decoded, scale it down"
+                )
+            if min(width, height) < MIN_SIDE:
+                raise ImageError(
+                    f"{name}: {width}x{height} pixels; a radiograph of at least {MIN_SIDE}x{MIN_SIDE} is needed"
+                )
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -91,7 +97,7 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
         raise ImageError(f"{name}: more pixels than are safe to decode; scale it down") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError, OverflowError, struct.error) as error:
         raise ImageError(f"{name}: damaged image data ({error}); send the complete file") from error
-    return _to_gray(upright)
+    return _to_gray(image)
 
 
 def _to_gray(image: Image.Image) -> Image.Image:
@@ -99,10 +105,11 @@ def _to_gray(image: Image.Image) -> Image.Image:
     if image.mode == "L":
         return image
     if image.mode in _HIGH_BIT_MODES:
-        samples = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(samples, 0, 65535) >> 8).astype(np.uint8))
+        samples = np.asarray(image)
+        # Wider samples only where there are some: 16 bits of a large detector are many bytes already.
+        samples = samples if samples.dtype.itemsize == 2 else np.clip(samples, 0, 65535)
+        return Image.fromarray((samples >> 8).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, rgba).convert("L")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        return ImageChops.multiply(rgba.convert("L"), rgba.getchannel("A"))
     return image.convert("L")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ def _results(function: Callable[[Item], Result], items: Sequence[Item], workers:
         yield from map(function, items)
         return
     # spawn: a forked child of a process that runs threads (torch, gRPC) can hang.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_follow_parent)
     waiting = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     running: deque[Future[list[Result]]] = deque()
     try:
@@ -82,6 +83,15 @@ def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     return [function(item) for item in items]
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches every process of the terminal; the parent alone answers it."""
+def _follow_parent() -> None:
+    """Ctrl-C reaches every process of the terminal; the parent alone answers it. When it is killed, end as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # A process of the pool waits for work on a pipe that its siblings hold open, so it would wait for ever.
+    parent.join()
+    os._exit(1)

@@ -32,7 +32,7 @@ from pneumonia.data.sources import read_source
 from pneumonia.data.sources.folder import Listed, fingerprint, list_images
 from pneumonia.data.split import assign, check_official, hold_out, straddlers
 from pneumonia.errors import DataError
-from pneumonia.files import locked, replace_directory, write_json
+from pneumonia.files import cannot_write, locked, remove_remains, replace_directory, write_json
 
 __all__ = ["COLUMNS", "PreparedData", "load_prepared", "prepare"]
 
@@ -45,7 +45,7 @@ def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
     fetched: what `pneumonia.data.sources.fetch` returned. Progress and what could not be read go to stderr. Of files
     with the same bytes the first by path is kept, and their patients become one. Raises DataError for a folder, a
     label, a patient or a split that does not fit, for one image under two labels, and where a class has fewer than
-    MIN_PATIENTS patients.
+    MIN_PATIENTS patients; StorageError where `out` cannot be written.
     """
     source = read_source(fetched)
     root = fetched if source["root"] == "." else Path(source["root"])
@@ -55,6 +55,7 @@ def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
     try:
         waiting = f"prepare: waiting for another process that prepares {out}"
         with locked(out.parent / f".{out.name}.lock", waiting):
+            remove_remains(out)
             with contextlib.suppress(DataError):
                 known = load_prepared(out)
                 if known.manifest["fingerprint"] == mark:
@@ -64,9 +65,7 @@ def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
                 _build(config, source, root, listed, mark, building)
             return load_prepared(out)
     except OSError as error:
-        raise DataError(
-            f"{out}: cannot be written ({error}); free or choose a place with data.prepared_dir="
-        ) from error
+        raise cannot_write(out, error) from error
 
 
 def _fingerprint(config: Config, source: dict[str, Any], root: Path, listed: list[Listed]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from pneumonia import __version__, contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.errors import BundleError
-from pneumonia.files import replace_directory, sha256_file, write_json
+from pneumonia.files import remove_remains, replace_directory, sha256_file, write_json
 
 RELEASE_SCHEMA_VERSION = 1
 
@@ -25,6 +25,7 @@ def publish(bundle: Path, root: Path) -> Path:
     # The server needs the graph; say so before anything is written.
     opened.file(contract.ONNX_FILE)
     target = root / contract.RELEASES_DIR / opened.digest
+    remove_remains(target)
     if (target / contract.RELEASE_MANIFEST).exists():
         verify_release(target)
         return target

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -12,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
 
 from pneumonia import __version__, contract
 from pneumonia.architecture import load_model
@@ -26,7 +29,7 @@ from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import MissingPrerequisite
-from pneumonia.files import replace_directory, write_json, write_text
+from pneumonia.files import replace_directory, write_json, write_text, writing_to
 from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.interrupt import StopOnSignal
@@ -67,6 +70,14 @@ class PneumoniaTrainer(Trainer):  # type: ignore[misc]
         model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         torch.save(self.args, Path(folder) / "training_args.bin")
         self.average.save(Path(folder))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer's own rotation goes by file times, and a clock that is set back makes the newest the oldest.
+        super()._save_checkpoint(*args, **kwargs)
+        best = Path(self.state.best_model_checkpoint or "").name
+        for folder in Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if folder.name not in (f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", best):
+                shutil.rmtree(folder)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with the averaged weights, which are the ones that the bundle gets."""
@@ -164,7 +175,6 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="auroc",
         greater_is_better=True,
@@ -217,13 +227,14 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
 
     The best epoch (validation AUROC), the temperature and the threshold come from the `val` split; `test` is not
     looked at. Checkpoints and the resolved configuration lie beside `out`. Raises GateRefused where no threshold
-    meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from is missing.
+    meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from is missing,
+    StorageError where the disk is full.
     """
     data = load_prepared(prepared)
     folder = out.parent / CHECKPOINTS
     write_text(out.parent / "config.yaml", to_yaml(config))
     tags = {"data_digest": str(data.manifest["digest"]), "synthetic": str(data.manifest["synthetic"])}
-    with track(config, out.parent.name, tags) as tracker:
+    with writing_to(out), track(config, out.parent.name, tags) as tracker:
         trainer = make_trainer(config, data, folder, tracker)
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         print(f"train: {config.model.name}, {parameters:,} parameters, {len(trainer.train_dataset)} images an epoch "
@@ -255,13 +266,24 @@ def run(trainer: PneumoniaTrainer, resume_from: str | None) -> None:
 
 
 def _resume_point(folder: Path) -> str:
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_complete(path)]
+    last = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     if last is None:
         raise MissingPrerequisite(
-            f"training.resume=true: no checkpoint under {folder}; start without it, or give the output_dir of the run"
+            f"training.resume=true: no checkpoint under {folder} that was written to its end; start without it, or "
+            "give the output_dir of the run"
         )
-    print(f"train: going on from {Path(last).name}", file=sys.stderr)
+    print(f"train: going on from {last.name}", file=sys.stderr)
     return str(last)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether Trainer got to the state, which it writes last; a run that was killed may leave a checkpoint without."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _portable(config: Config) -> dict[str, Any]:

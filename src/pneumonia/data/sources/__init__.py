@@ -9,6 +9,7 @@ from typing import Any
 
 from pneumonia.config.schema import DataConfig
 from pneumonia.errors import ConfigError, DataError
+from pneumonia.files import cannot_write, remove_remains
 
 SOURCES = {
     "phantom": "synthetic radiographs drawn here: no account, no download, no patient",
@@ -26,16 +27,17 @@ SOURCE_FILE = "source.json"
 def fetch(config: DataConfig, out: Path) -> Path:
     """Bring the images of `config.source` to `out`, or note there where they are; returns `out`.
 
-    Nothing is done where they are there already. Raises ConfigError, listing the sources, where none is chosen, and
-    DataError where `out` holds files that no fetch has put there.
+    Nothing is done where they are there already. Raises ConfigError, listing the sources, where none is chosen,
+    DataError where `out` holds files that no fetch has put there, and StorageError where it cannot be written.
     """
     if config.source is None:
         listed = "; ".join(f"data={name}: {what}" for name, what in SOURCES.items())
         raise ConfigError(f"no data source chosen; choose one of {listed}")
     try:
+        remove_remains(out)
         importlib.import_module(f"pneumonia.data.sources.{config.source}").fetch(config, out)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error}); free or choose a place with data.raw_dir=") from error
+        raise cannot_write(out, error) from error
     return out
 
 

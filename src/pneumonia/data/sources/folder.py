@@ -115,7 +115,8 @@ def _images(root: Path, folder: Path) -> list[str]:
             # Names that start with a dot are other programs' notes, such as those of macOS archives.
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            # os.path, because DirEntry raises for a link to itself; that one is told and left out when it is read.
+            if os.path.isdir(entry.path):
                 if any(name.lower().endswith(SUFFIXES) for name in os.listdir(entry.path)):
                     raise DataError(
                         f"{folder.relative_to(root)}: has images in a folder of its own, {entry.name}; put them "

@@ -1,0 +1,24 @@
+"""kill -9 of training and export fifty times each: as in tests/faults, where it is done a few times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pneumonia.bundle import Bundle
+from pneumonia.data.prepare import PreparedData
+from tests.faults import steps
+from tests.faults.killed import survives
+
+ROUNDS = 50
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def test_train(prepared: PreparedData, tmp_path: Path) -> None:
+    versions = ((prepared.path, 1), (prepared.path, 2))
+    survives(tmp_path / "work", steps.train_step, versions, steps.trained, ROUNDS, seed=14)
+
+
+def test_export(trained: Bundle, prepared: PreparedData, tmp_path: Path) -> None:
+    survives(tmp_path / "work", *steps.export(trained, prepared, tmp_path), ROUNDS, seed=15)
