@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["tests.bundles", "tests.phantom_fixtures"]
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests that send it would wait for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
 XRAYS_ENV = "PNEUMONIA_XRAYS"
 XRAYS_DEFAULT = ROOT.parent / "shared" / "data" / "chest-xray-224"
