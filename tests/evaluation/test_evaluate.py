@@ -98,23 +98,21 @@ def test_a_model_that_is_worse_than_the_champion_is_refused_and_an_equal_one_is_
     with (evaluated / contract.PREDICTIONS_FILE).open() as stream:
         rows = list(csv.DictReader(stream))
 
-    def stand_in(name: str, **changes: object) -> Path:
-        """An evaluation of the same images whose model knows the truth."""
+    def stand_in(name: str, sick: float = 0.9, **changes: object) -> Path:
+        """An evaluation of the same images whose model knows the truth, or with sick=0.1 nothing."""
         folder = tmp_path / name
         folder.mkdir()
         (folder / contract.METRICS_FILE).write_text(json.dumps({**metrics, "threshold": 0.5, **changes}))
         lines = ["row,patient,label,probability"]
-        lines += [f"{r['row']},{r['patient']},{r['label']},{0.9 if r['label'] == 'PNEUMONIA' else 0.1}" for r in rows]
+        lines += [f"{r['row']},{r['patient']},{r['label']},{sick if r['label'] == 'PNEUMONIA' else 0.1}" for r in rows]
         (folder / contract.PREDICTIONS_FILE).write_text("\n".join(lines) + "\n")
         return folder
 
-    def against(champion: Path) -> dict[str, object]:
-        return gate(
-            dataclasses.replace(config, gate=dataclasses.replace(config.gate, champion=str(champion))), evaluated
-        )
+    def against(champion: Path, ours: Path = evaluated) -> dict[str, object]:
+        return gate(dataclasses.replace(config, gate=dataclasses.replace(config.gate, champion=str(champion))), ours)
 
     with pytest.raises(GateRefused, match="test auroc is below the champion's by"):
-        against(stand_in("perfect"))
+        against(stand_in("perfect"), stand_in("useless", sick=0.1))
     assert against(evaluated)["champion"]["compared"] is True  # type: ignore[index]
     with pytest.raises(DataError, match="evaluate the champion on the same prepared data set"):
         against(stand_in("elsewhere", data_digest="f" * 64))
