@@ -208,15 +208,16 @@ def no_images(root: Path) -> Path:
 
 
 FOLDERS = (
-    Row(FOLDER, "no images in it", 3, "no .jpeg, .jpg, .png, .dcm, .dicom files in folders NORMAL and PNEUMONIA", "refused",
-        no_images),
+    Row(FOLDER, "no images in it", 3, "no .jpeg, .jpg, .png, .dcm, .dicom files in folders NORMAL and PNEUMONIA",
+        "refused", no_images),
     Row(FOLDER, "wrong class folders", 3, "found healthy, sick", "refused; what was found is named",
         lambda root: write_images(root, ["healthy/a.png", "sick/b.png"])),
     Row(FOLDER, "one class only", 3, "none of them PNEUMONIA; both classes are needed", "refused",
         lambda root: write_images(root, ["NORMAL/a.png", "NORMAL/b.png"])),
     Row(FOLDER, "class folder without permission", 3, "PNEUMONIA: cannot be read (Permission denied)", "refused",
         locked_folder, restricted=True),
-    Row(FOLDER, "class folder that is a symlink loop", 3, "no .jpeg, .jpg, .png, .dcm, .dicom files", "refused", with_link),
+    Row(FOLDER, "class folder that is a symlink loop", 3, "no .jpeg, .jpg, .png, .dcm, .dicom files", "refused",
+        with_link),
     Row(FOLDER, "labels.csv with a missing file", 3, "line 3: gone.png is not a file under", "refused, with the line",
         table("a.png,NORMAL,,", "gone.png,PNEUMONIA,,")),
     Row(FOLDER, "labels.csv with a duplicate", 3, "line 4: a.png stands on line 2 already", "refused, with both lines",

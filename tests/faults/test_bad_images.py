@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,9 +159,13 @@ def test_a_file_that_disappears_while_its_folder_is_prepared(tmp_path: Path) -> 
     os.mkfifo(root / names[0])
 
     def vanish() -> None:
-        with (root / names[0]).open("wb") as pipe:
-            (root / names[1]).unlink()
-            pipe.write(content)
+        # Every file is opened twice: to look for a DICOM header that names the patient, then to be decoded.
+        for reading in ("header", "pixels"):
+            with contextlib.suppress(BrokenPipeError), (root / names[0]).open("wb") as pipe:
+                if reading == "pixels":
+                    (root / names[1]).unlink()
+                pipe.write(content)
+            time.sleep(0.3)  # for the first reader to close its end
 
     running = begin(tmp_path, "data", "prepare", "data=folder", f"data.root={root}", "data.workers=1")
     writer = threading.Thread(target=vanish, daemon=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,7 +104,11 @@ def test_two_processes_prepare_one_folder(tmp_path: Path) -> None:
     wait_until(lambda: bool(list(tmp_path.glob("data/.prepared.*.part"))))
     two = begin(tmp_path, *words)
     wait_until(lambda: row.words in (two.folder / "err").read_text())
-    first.open("wb").write(content)
+    # Opened twice: to look for a DICOM header that names the patient, then to be decoded.
+    for _ in ("header", "pixels"):
+        with contextlib.suppress(BrokenPipeError), first.open("wb") as pipe:
+            pipe.write(content)
+        time.sleep(0.3)  # for the first reader to close its end
     ends = [one.wait(), two.wait()]
     ends[0].succeeds()
     ends[1].succeeds(row.words)
