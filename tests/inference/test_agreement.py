@@ -60,7 +60,9 @@ def vit_bundle(tmp_path: Path) -> Bundle:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     model = build_model(ModelConfig(**shape)).eval()
     with torch.no_grad():
-        model.classifier.weight *= 200
+        model.classifier.weight *= 2000
+        # Centred on a middle grey, so that answers lie on both sides of a half whatever the random weights are.
+        model.classifier.bias -= model(pixel_values=torch.zeros(1, *contract.TENSOR_INPUT_DIMS)).logits[0]
     model.save_pretrained(tmp_path / "weights")
     write_graph(model, tmp_path / contract.ONNX_FILE)
     files = {name: tmp_path / "weights" / name for name in (contract.WEIGHTS_FILE, contract.MODEL_CONFIG_FILE)}
