@@ -42,6 +42,8 @@ ENSEMBLE_OUTPUTS: Final = {
 """Ensemble outputs and their KServe v2 datatypes, each of shape [-1, 1]."""
 MODEL_VERSION: Final = "1"
 MAX_BATCH_SIZE: Final = 32
+MAX_REQUEST_BYTES: Final = 64 * 2**20
+"""Encoded images of one request together; more is refused before anything is decoded."""
 
 # ONNX: pinned below what the newest exporter offers, because the serving release may carry an older runtime.
 ONNX_OPSET: Final = 18
@@ -51,6 +53,20 @@ ONNX_IR_VERSION: Final = 10
 HTTP_PORT: Final = 8000
 GRPC_PORT: Final = 8001
 METRICS_PORT: Final = 8002
+
+# Metrics on that port: the server's own, by model, and what the postprocessing step counts.
+METRIC_SUCCESS: Final = "nv_inference_request_success"
+METRIC_FAILURE: Final = "nv_inference_request_failure"
+METRIC_DURATION_US: Final = "nv_inference_request_duration_us"
+METRIC_QUEUE_US: Final = "nv_inference_queue_duration_us"
+METRIC_PENDING: Final = "nv_inference_pending_request_count"
+METRIC_PREDICTIONS: Final = "pneumonia_predictions_total"
+"""Counter of images answered, by the label `label`: one of LABELS."""
+METRIC_CONFIDENCE: Final = "pneumonia_confidence"
+"""Histogram of `confidence`, with buckets CONFIDENCE_BUCKETS."""
+CONFIDENCE_BUCKETS: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+REQUEST_LOG_ENV: Final = "PNEUMONIA_REQUEST_LOG"
+"""File that the server appends a JSON line to for each answered image; unset: none."""
 
 # Files of a bundle.
 BUNDLE_DIR: Final = "models"

@@ -82,7 +82,11 @@ class PortTaken(MissingPrerequisite):
 
 
 class ServerUnavailable(MissingPrerequisite):
-    """No answer, or no longer an answer, from the server."""
+    """No answer, or no longer an answer, from the server. `transient`: the same request may be answered later."""
+
+    def __init__(self, message: str, transient: bool = True) -> None:
+        self.transient = transient
+        super().__init__(message)
 
 
 class Refused(PneumoniaError):
