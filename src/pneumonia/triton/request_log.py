@@ -1,7 +1,8 @@
-"""The opt-in log of answered requests, one JSON line an image, without the image and without what its sender calls it."""
+"""The opt-in log of answered requests: one JSON line an image, without the image or any name of it."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -28,7 +29,5 @@ class RequestLog:
             return
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "model_id": self._model_id, **fields}) + "\n"
-        try:
+        with contextlib.suppress(OSError):  # A full disk must not fail the answer; the gap in the file is what tells.
             os.write(self._file, line.encode())
-        except OSError:  # A full disk must not fail the answer; the gap in the file is what tells.
-            pass

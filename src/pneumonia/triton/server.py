@@ -36,8 +36,8 @@ class TritonServer:
 
     host: address to listen on; keep the default unless others are meant to reach it. log: file for the server's own
     output, a temporary one by default. allow_shared_memory: see `hardening_flags`. request_log: file that gets a JSON
-    line for each answered image (`RequestLog`). The server ends when the thread that started it ends, even by SIGKILL, so start
-    it from one that lives as long as the server is needed.
+    line for each answered image (`RequestLog`). The server ends when the thread that started it ends, even by SIGKILL,
+    so start it from one that lives as long as the server is needed.
     """
 
     def __init__(
