@@ -84,7 +84,7 @@ def test_written_configurations(bundle: Bundle, tmp_path: Path, backend: str) ->
     assert configs[contract.TENSOR_MODEL].backend == backend
     assert [configs[name].backend for name in PYTHON_STEPS] == ["python", "python"]
     # The first run of a graph is slow: it happens before the model counts as ready.
-    assert [case.batch_size for case in configs[contract.TENSOR_MODEL].model_warmup][0] == 1
+    assert configs[contract.TENSOR_MODEL].model_warmup[0].batch_size == 1
     group = configs[contract.TENSOR_MODEL].instance_group[0]
     assert group.count == 1
     assert group.kind == (group.KIND_CPU if backend == "python" else group.KIND_GPU)
