@@ -44,6 +44,8 @@ MODEL_VERSION: Final = "1"
 MAX_BATCH_SIZE: Final = 32
 MAX_REQUEST_BYTES: Final = 64 * 2**20
 """Encoded images of one request together; more is refused before anything is decoded."""
+REQUEST_LOG_ENV: Final = "PNEUMONIA_REQUEST_LOG"
+"""File that the server appends a JSON line to for each answered image; unset: none."""
 
 # ONNX: pinned below what the newest exporter offers, because the serving release may carry an older runtime.
 ONNX_OPSET: Final = 18
@@ -65,8 +67,6 @@ METRIC_PREDICTIONS: Final = "pneumonia_predictions_total"
 METRIC_CONFIDENCE: Final = "pneumonia_confidence"
 """Histogram of `confidence`, with buckets CONFIDENCE_BUCKETS."""
 CONFIDENCE_BUCKETS: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-REQUEST_LOG_ENV: Final = "PNEUMONIA_REQUEST_LOG"
-"""File that the server appends a JSON line to for each answered image; unset: none."""
 
 # Files of a bundle.
 BUNDLE_DIR: Final = "models"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -84,11 +85,21 @@ class TritonPredictor:
         limit = {"client_timeout": self.timeout_s} if self.protocol == "grpc" else {}
         try:
             result = self.client.infer(contract.ENSEMBLE, [tensor], outputs=outputs, **limit)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise self._garbage(error) from error
         except Exception as error:  # The client lets through what its transport raises: sockets, gevent, gRPC.
             raise self._explain(error) from error
-        columns = [result.as_numpy(name).reshape(-1) for name in contract.ENSEMBLE_OUTPUTS]
-        return [Prediction(label.decode(), float(c), float(p), float(t), identity.decode())
-                for label, c, p, t, identity in zip(*columns, strict=True)]  # fmt: skip
+        try:
+            return _predictions(result, len(images))
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise self._garbage(error) from error
+
+    def _garbage(self, error: Exception) -> ServerUnavailable:
+        """For an answer that a server of ours would not give."""
+        return ServerUnavailable(
+            f"{self.target} answered what is no answer of {contract.ENSEMBLE} ({' '.join(str(error).split())[:200]}); "
+            "check --url, and that a release of this version is served there"
+        )
 
     def _explain(self, error: Exception) -> PneumoniaError:
         """The library's own error for what a client raised."""
@@ -99,6 +110,8 @@ class TritonPredictor:
             )
         if status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return ImageError(message.removeprefix(_ENSEMBLE_PREFIX))
+        if status in ("501", "StatusCode.UNIMPLEMENTED"):
+            return ServerUnavailable(f"{self.target} cannot answer this: {message}", transient=False)
         if isinstance(error, TimeoutError) or status == "StatusCode.DEADLINE_EXCEEDED":
             return ServerUnavailable(
                 f"no answer from {self.target} over {self.protocol} within {self.timeout_s:g} s; "
@@ -112,6 +125,25 @@ class TritonPredictor:
             f"no server at {self.target} for {self.protocol} ({message}); start one with `pneumoctl serve`, "
             "or give another with --url"
         )
+
+
+def _predictions(result: Any, count: int) -> list[Prediction]:
+    """The answers of a result. Raises ValueError, AttributeError and such where it is not `count` answers of ours."""
+    columns = {name: result.as_numpy(name).reshape(-1) for name in contract.ENSEMBLE_OUTPUTS}
+    answers = [Prediction(_text(label), float(c), float(p), float(t), _text(identity))
+               for label, c, p, t, identity in zip(*columns.values(), strict=True)]  # fmt: skip
+    if len(answers) != count:
+        raise ValueError(f"{len(answers)} answers to {count} images")
+    for answer in answers:
+        # A comparison with NaN is false.
+        if answer.label not in contract.LABELS or not (0 <= answer.confidence <= 1 and 0 <= answer.probability <= 1):
+            raise ValueError(f"{answer}")
+    return answers
+
+
+def _text(value: Any) -> str:
+    """An element of a BYTES tensor: bytes, or a string where the server answers in plain JSON."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _parse(url: str, protocol: str) -> tuple[str, bool]:

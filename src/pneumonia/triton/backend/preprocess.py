@@ -22,7 +22,7 @@ from pneumonia import contract  # noqa: E402
 from pneumonia.bundle import Manifest, manifest_model_id  # noqa: E402
 from pneumonia.core.image import unwrap_base64  # noqa: E402
 from pneumonia.core.preprocess import preprocess  # noqa: E402
-from pneumonia.errors import ImageError  # noqa: E402
+from pneumonia.errors import DependencyMissing, ImageError  # noqa: E402
 from pneumonia.triton.request_log import RequestLog  # noqa: E402
 
 
@@ -48,6 +48,8 @@ class TritonPythonModel:
             batch = preprocess(_images(tensor.as_numpy().reshape(-1)), self.spec)
         except ImageError as error:
             return self._refuse(str(error), pb_utils.TritonError.INVALID_ARG)
+        except DependencyMissing as error:
+            return self._refuse(str(error), pb_utils.TritonError.UNSUPPORTED)
         except Exception as error:  # Whatever it is, it belongs to this request; raised, it would fail the batch.
             return self._refuse(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse([pb_utils.Tensor(contract.TENSOR_INPUT, batch)])
