@@ -43,14 +43,14 @@ def main() -> None:
     if not given:
         sys.exit("error: no bundle at models; run `make demo`, or name one")
     rows = [measure(path) for path in given]
-    columns = ("model", f"Triton, {CLIENTS} clients, images/s", "in-process, images/s", "ratio", f"required: {REQUIRED}",
-               "one client, ms", "in-process, ms", "overhead a request, ms")  # fmt: skip
+    columns = ("model", f"Triton, {CLIENTS} clients, images/s", "in-process, images/s", "ratio",
+               f"required: {REQUIRED}", "one client, ms", "in-process, ms", "overhead a request, ms")  # fmt: skip
     head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
     text = "\n".join([head, *rows])
     print(text)
     note = (
-        f"Medians of {ROUNDS} rounds of {ROUND_S:g} s in turns; JPEG of 1200x1000 in, label out; the clients run on the "
-        f"same machine.\n{machine('onnxruntime', 'nvidia-pytriton', 'aiohttp', 'numpy', 'pillow')}"
+        f"Medians of {ROUNDS} rounds of {ROUND_S:g} s in turns; JPEG of 1200x1000 in, label out; the clients run on "
+        f"the same machine.\n{machine('onnxruntime', 'nvidia-pytriton', 'aiohttp', 'numpy', 'pillow')}"
     )
     write_section("Serving", f"{note}\n\n{text}")
 
@@ -99,8 +99,8 @@ def measure(path: Path) -> str:
     graph = graph if (path / graph).is_file() else contract.ONNX_FILE
     verdict = "met" if ratio >= REQUIRED else "not met"
     return (
-        f"| {bundle.manifest.name}, {graph} | {rate['served']:.1f} | {peer:.1f} | {ratio:.2f} | {verdict} | {alone:.1f} "
-        f"| {here:.1f} | {alone - here:.1f} |"
+        f"| {bundle.manifest.name}, {graph} | {rate['served']:.1f} | {peer:.1f} | {ratio:.2f} | {verdict} "
+        f"| {alone:.1f} | {here:.1f} | {alone - here:.1f} |"
     )
 
 

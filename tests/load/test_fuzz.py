@@ -29,7 +29,7 @@ CLOSED = ["/v2/repository/index", "/v2/logging", "/v2/trace/setting", "/v2/syste
           f"/v2/repository/models/{contract.ENSEMBLE}/unload"]  # fmt: skip
 NUMBERS = [b"-1", b"0", b"1e308", b"9223372036854775807", b"18446744073709551616", b"4294967296", b"null"]
 METHODS = ["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig",
-           "ModelStatistics", "RepositoryIndex", "SystemSharedMemoryRegister", "TraceSetting", "LogSettings"]  # fmt: skip
+           "ModelStatistics", "RepositoryIndex", "SystemSharedMemoryRegister", "TraceSetting"]  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 * max(1.0, SCALE))]
 
