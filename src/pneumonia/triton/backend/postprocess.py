@@ -52,6 +52,11 @@ class TritonPythonModel:
         )
         self.confidence = self._confidences.Metric(labels={}, buckets=list(contract.CONFIDENCE_BUCKETS))
 
+    def finalize(self) -> None:
+        """Take leave of the metrics while the server still listens: destroyed later, they end this process badly."""
+        del self.answered, self.confidence
+        del self._predictions, self._confidences
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request."""
         return [self._answer(request) for request in requests]
