@@ -13,7 +13,7 @@ DATA =
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test e2e bench bench-model demo mlflow generate check-generated lock clean helm-check
+.PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
 .PHONY: kind-up kind-load kind-demo kind-down
 
 help: ## List the targets
@@ -40,11 +40,14 @@ format: $(STAMP) ## Rewrite the sources in the project's style
 type: $(STAMP) ## Check types, strictly
 	$(BIN)/mypy src/pneumonia tools
 
-test: $(STAMP) ## Run every test but those of tests/e2e
-	$(BIN)/python -m pytest tests --ignore=tests/e2e $(ARGS)
+test: $(STAMP) ## Run every test but those of tests/e2e and tests/load
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load $(ARGS)
 
 e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+load: $(STAMP) ## Load, faults and damaged requests against the real server: minutes; PNEUMONIA_LOAD_SCALE=.1 is a quick look
+	$(BIN)/python -m pytest tests/load -s $(ARGS)
 
 bench-model: $(STAMP) ## Train and score the local model with three seeds on real X-rays: DATA=<folder>; an hour
 	$(BIN)/python benchmarks/model.py $(DATA)

@@ -42,6 +42,10 @@ ENSEMBLE_OUTPUTS: Final = {
 """Ensemble outputs and their KServe v2 datatypes, each of shape [-1, 1]."""
 MODEL_VERSION: Final = "1"
 MAX_BATCH_SIZE: Final = 32
+MAX_REQUEST_BYTES: Final = 64 * 2**20
+"""Encoded images of one request together; more is refused before anything is decoded."""
+REQUEST_LOG_ENV: Final = "PNEUMONIA_REQUEST_LOG"
+"""File that the server appends a JSON line to for each answered image; unset: none."""
 
 # ONNX: pinned below what the newest exporter offers, because the serving release may carry an older runtime.
 ONNX_OPSET: Final = 18

@@ -88,16 +88,26 @@ def test_a_release_is_served_after_its_files_were_verified(release: Path, tmp_pa
     refused(3, "was changed after the release was written", release=changed)
 
 
-def test_a_server_that_dies_is_reported_and_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
+def child_of(process: subprocess.Popen[str]) -> str:
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return child
+
+
+def test_a_server_that_dies_is_started_again_and_in_the_end_given_up(bundle: Bundle, tmp_path: Path) -> None:
     with serve(*options(bundle=bundle.path), temporary=tmp_path) as process:
-        first_line(process)
-        (private,) = (path.name for path in tmp_path.glob("pneumonia-triton.*"))
-        assert len(list(SHARED_MEMORY.glob(f"{private}*"))) == 3, "not one for each Python model"
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        subprocess.run(["kill", "-KILL", child], check=True)
+        url = first_line(process)["http"]
+        assert process.stderr is not None
+        for life in range(4):
+            while "ready" not in process.stderr.readline():
+                assert process.poll() is None, f"not there in life {life}"
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=10) as response:
+                assert response.status == 200
+            (private,) = (path.name for path in tmp_path.glob("pneumonia-triton.*"))
+            assert len(list(SHARED_MEMORY.glob(f"{private}*"))) == 3, "not one for each Python model"
+            subprocess.run(["kill", "-KILL", child_of(process)], check=True)
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (4, "")
-    assert "the server ended by itself with code -9" in error
+    assert "the server ended by itself with code -9, 4 times in a row" in error
     nothing_left(tmp_path, private)
 
 

@@ -6,7 +6,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,7 @@ from pneumonia.cli.demo import free_ports
 from pneumonia.errors import ImageError, ServerUnavailable, UsageError
 from pneumonia.inference.predictor import open_predictor
 from pneumonia.triton.server import TritonServer
-from tests.bundles import xray
+from tests.bundles import HAS_SERVER, xray
 
 both = pytest.mark.parametrize("protocol", contract.PROTOCOLS)
 
@@ -130,3 +132,33 @@ def test_a_refusal_says_what_to_do(refusing: str, message: str) -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match=r"expected host:port.*http"):
         open_predictor("triton", url=url)
+
+
+@pytest.mark.skipif(not HAS_SERVER, reason="the server's wheel is for Linux x86-64")
+@both
+def test_a_server_that_comes_late_is_waited_for(release: Path, protocol: str) -> None:
+    ports = free_ports(3)
+    url = f"127.0.0.1:{ports[contract.PROTOCOLS.index(protocol)]}"
+    predictor = open_predictor("triton", url=url, protocol=protocol, timeout_s=10, retry_for_s=60)
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(predictor.predict, [xray(1)])
+        time.sleep(0.5)
+        with TritonServer(release, *ports):
+            assert len(answers.result(timeout=60)) == 1
+
+
+def test_trying_again_comes_to_an_end() -> None:
+    (port,) = free_ports(1)
+    predictor = open_predictor("triton", url=f"127.0.0.1:{port}", retry_for_s=1)
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailable, match="no server at"):
+        predictor.predict([xray(1)])
+    assert 0.3 < time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("refusing", [(404, b'{"error": "Request for unknown model"}')], indirect=True)
+def test_what_time_does_not_mend_is_not_tried_again(refusing: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailable, match="does not serve"):
+        open_predictor("triton", url=refusing, retry_for_s=20).predict([xray(1)])
+    assert time.monotonic() - began < 5

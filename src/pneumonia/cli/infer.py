@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pneumonia.triton.server import TritonServer
 
 _BUNDLE = typer.Option(None, help="Bundle folder; default: $PNEUMONIA_BUNDLE or ./models.")
+_RESTARTS = 3
+_STEADY_S = 60.0
+"""A server that ran for this long before it died counts as well again."""
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +36,7 @@ def infer(
     url: str | None = typer.Option(None, help="Server for --mode triton, host:port; default: this machine."),
     protocol: str = typer.Option("http", help=f"For --mode triton: {', '.join(contract.PROTOCOLS)}."),
     timeout: float = typer.Option(30.0, min=0.1, help="Seconds to wait for a server's answer."),
+    retry_for: float = typer.Option(0.0, min=0, help="Seconds to ask a server again that is busy or away."),
 ) -> None:
     """Say NORMAL or PNEUMONIA for each image, with a calibrated confidence.
 
@@ -42,7 +47,7 @@ def infer(
     from pneumonia.errors import ImageError
     from pneumonia.inference.predictor import open_predictor
 
-    predictor = open_predictor(mode, bundle, device, url, protocol, timeout)
+    predictor = open_predictor(mode, bundle, device, url, protocol, timeout, retry_for)
     indent = 2 if len(images) == 1 and sys.stdout.isatty() else None
     failed = False
     for path in images:
@@ -71,8 +76,13 @@ def serve(
     grpc_port: int = typer.Option(contract.GRPC_PORT, min=1, max=65535, help="KServe v2 over gRPC."),
     metrics_port: int = typer.Option(contract.METRICS_PORT, min=1, max=65535, help="Prometheus metrics."),
     log_file: Path | None = typer.Option(None, help="The server's own log; default: a temporary file."),
+    request_log: Path | None = typer.Option(None, help="Append a JSON line here for each answered image; no image."),
+    allow_shared_memory: bool = typer.Option(False, help="Let clients of this machine pass images in shared memory."),
 ) -> None:
-    """Serve a bundle with Triton until Ctrl-C. Prints one JSON line once it answers."""
+    """Serve a bundle with Triton until Ctrl-C. Prints one JSON line once it answers.
+
+    A server that dies is started again, up to three times in a row.
+    """
     import tempfile
 
     from pneumonia.errors import UsageError
@@ -85,7 +95,8 @@ def serve(
     try:
         with tempfile.TemporaryDirectory(prefix="pneumonia-repository.") as temporary:
             repository = _repository(bundle, release, Path(temporary))
-            _serve(TritonServer(repository, http_port, grpc_port, metrics_port, host, log_file))
+            _serve(TritonServer(repository, http_port, grpc_port, metrics_port, host, log_file,
+                                allow_shared_memory, request_log))  # fmt: skip
     except KeyboardInterrupt:
         print("serve: stopped", file=sys.stderr)
 
@@ -108,14 +119,23 @@ def _repository(bundle: Path | None, release: Path | None, temporary: Path) -> P
 
 
 def _serve(server: TritonServer) -> None:
-    """Run until interrupted; raise ServerUnavailable where the server ends by itself."""
+    """Run until interrupted; raise ServerUnavailable where the server keeps ending by itself."""
     from pneumonia.errors import ServerUnavailable
 
-    with server:
-        server.wait_ready()
-        ready = {"model": contract.ENSEMBLE, "http": server.http_url, "grpc": server.address("grpc"),
-                 "metrics": f"http://{server.address('metrics')}/metrics"}  # fmt: skip
-        print(json.dumps(ready), flush=True)
-        print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
-        code = server.wait()
-        raise ServerUnavailable(f"the server ended by itself with code {code}; its last lines:\n{server.last_lines()}")
+    died, announced = 0, False
+    while True:
+        with server:
+            server.wait_ready()
+            began = time.monotonic()
+            if not announced:
+                ready = {"model": contract.ENSEMBLE, "http": server.http_url, "grpc": server.address("grpc"),
+                         "metrics": f"http://{server.address('metrics')}/metrics"}  # fmt: skip
+                print(json.dumps(ready), flush=True)
+                announced = True
+            print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
+            code = server.wait()
+            died = died + 1 if time.monotonic() - began < _STEADY_S else 1
+            problem = f"the server ended by itself with code {code}"
+            if died > _RESTARTS:
+                raise ServerUnavailable(f"{problem}, {died} times in a row; its last lines:\n{server.last_lines()}")
+            print(f"serve: {problem}; starting it again. Its last lines:\n{server.last_lines()}", file=sys.stderr)

@@ -54,11 +54,13 @@ def open_predictor(
     url: str | None = None,
     protocol: str = "http",
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    retry_for_s: float = 0.0,
 ) -> Predictor:
     """The predictor for a mode of contract.INFER_MODES.
 
     bundle: folder for every mode but triton, default as in `open_bundle`. device: auto, cpu or cuda. url: host:port of
-    a server, for triton, by default its standard port on this machine. Raises UsageError for an unknown word,
+    a server, for triton, by default its standard port on this machine. retry_for_s: how long a request is tried again
+    where that server is busy or away. Raises UsageError for an unknown word,
     MissingPrerequisite where a bundle, a package or a GPU is missing.
     """
     for word, value, allowed in (
@@ -71,7 +73,7 @@ def open_predictor(
     if mode == "triton":
         from pneumonia.inference.triton_client import TritonPredictor
 
-        return TritonPredictor(url, protocol, timeout_s)
+        return TritonPredictor(url, protocol, timeout_s, retry_for_s)
     module, name = _MODES[mode]
     predictor: Predictor = getattr(importlib.import_module(module), name)(bundle, device)
     return predictor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import struct
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,8 @@ _ENSEMBLE_PREFIX = f"in ensemble '{contract.ENSEMBLE}', "
 _NOBODY_THERE = ("failed to connect", "errors resolving")
 """gRPC says UNAVAILABLE both for a busy server and for none."""
 CONNECT_TIMEOUT_S = 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+"""Between two attempts; each pause is twice the one before, less a random part so that clients do not come together."""
 _CHANNEL = [
     # The HTTP client asks no proxy either, and a proxy of the environment knows nothing of this machine's ports.
     ("grpc.enable_http_proxy", 0),
@@ -32,11 +36,13 @@ class TritonPredictor:
     """Sends encoded images to the ensemble over HTTP or gRPC.
 
     url: [http[s]://]host:port, by default the protocol's standard port on this machine. timeout_s: for one request.
+    retry_for_s: how long a request is tried again, with growing pauses, where the server is busy or away.
     """
 
-    def __init__(self, url: str | None, protocol: str, timeout_s: float) -> None:
+    def __init__(self, url: str | None, protocol: str, timeout_s: float, retry_for_s: float = 0.0) -> None:
         self.protocol = protocol
         self.timeout_s = timeout_s
+        self.retry_for_s = retry_for_s
         self.target, secure = _parse(url or f"127.0.0.1:{_DEFAULT_PORTS[protocol]}", protocol)
         if protocol == "http":
             import tritonclient.http as module
@@ -54,8 +60,22 @@ class TritonPredictor:
         """See `Predictor`. More images than one request may carry go in several."""
         answers: list[Prediction] = []
         for start in range(0, len(images), contract.MAX_BATCH_SIZE):
-            answers += self._request(images[start : start + contract.MAX_BATCH_SIZE])
+            answers += self._patiently(images[start : start + contract.MAX_BATCH_SIZE])
         return answers
+
+    def _patiently(self, images: Sequence[bytes]) -> list[Prediction]:
+        """`_request`, again while that may help: an answer changes nothing on the server, so twice does no harm."""
+        end = time.monotonic() + self.retry_for_s
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return self._request(images)
+            except ServerUnavailable as error:
+                wait = random.uniform(0.5, 1.0) * pause
+                if not error.transient or time.monotonic() + wait > end:
+                    raise
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _request(self, images: Sequence[bytes]) -> list[Prediction]:
         tensor = self.module.InferInput(contract.ENSEMBLE_INPUT, [len(images), 1], "BYTES")

@@ -21,6 +21,7 @@ from types import TracebackType
 
 from pneumonia import contract
 from pneumonia.errors import BundleNotFound, PortTaken, ServerUnavailable, UsageError
+from pneumonia.triton.hardening import hardening_flags, limit_process
 from pneumonia.triton.wheel import assemble_backend, find_wheel, link_files, server_environment
 
 READY_TIMEOUT_S = 120.0
@@ -34,8 +35,9 @@ class TritonServer:
     """A server for one model repository. `with TritonServer(...) as server: server.wait_ready()` stops it at the end.
 
     host: address to listen on; keep the default unless others are meant to reach it. log: file for the server's own
-    output, a temporary one by default. The server ends when the thread that started it ends, even by SIGKILL, so start
-    it from one that lives as long as the server is needed.
+    output, a temporary one by default. allow_shared_memory: see `hardening_flags`. request_log: file that gets a JSON
+    line for each answered image (`RequestLog`). The server ends when the thread that started it ends, even by SIGKILL,
+    so start it from one that lives as long as the server is needed.
     """
 
     def __init__(
@@ -46,13 +48,18 @@ class TritonServer:
         metrics_port: int = contract.METRICS_PORT,
         host: str = "127.0.0.1",
         log: Path | None = None,
+        allow_shared_memory: bool = False,
+        request_log: Path | None = None,
     ) -> None:
         self.repository = repository.resolve()
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self.host = host
         self.process: subprocess.Popen[bytes] | None = None
         self._home: Path | None = None
-        self._log = log
+        self.allow_shared_memory = allow_shared_memory
+        self.request_log = request_log
+        self._log_file = log
+        self._log: Path | None = None
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -95,7 +102,7 @@ class TritonServer:
 
     def _launch(self, wheel: Path) -> None:
         assert self._home is not None
-        self._log = self._log or self._home / "triton.log"
+        self._log = self._log_file or self._home / "triton.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         assemble_backend(wheel, self._home / "backends" / "python")
         # The models' byte code is written beside them: into links, and a release stays as it was published.
@@ -103,13 +110,16 @@ class TritonServer:
         with self._log.open("ab") as log, _held_signals() as usual:
             self.process = subprocess.Popen(
                 self._command(wheel),
-                env=server_environment(wheel),
+                env=server_environment(wheel) | self._request_log(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=functools.partial(_before_server, ctypes.CDLL(None), os.getpid(), usual),
             )
+
+    def _request_log(self) -> dict[str, str]:
+        return {contract.REQUEST_LOG_ENV: str(self.request_log.resolve())} if self.request_log else {}
 
     def _command(self, wheel: Path) -> list[str]:
         assert self._home is not None
@@ -121,8 +131,7 @@ class TritonServer:
             f"--http-address={self.host}", f"--http-port={self.ports['http']}",
             f"--grpc-address={self.host}", f"--grpc-port={self.ports['grpc']}",
             f"--metrics-address={self.host}", f"--metrics-port={self.ports['metrics']}",
-            # Models come from the release and from nowhere else while it runs.
-            "--model-control-mode=none",
+            *hardening_flags(self.allow_shared_memory),
             # The configurations are complete; completing them would start every Python model twice.
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
@@ -237,6 +246,7 @@ def _held_signals() -> Iterator[set[int]]:
 
 def _before_server(libc: ctypes.CDLL, parent: int, mask: set[int]) -> None:
     """Ask Linux to end this child when its parent dies, even by SIGKILL, so that no port stays taken."""
+    limit_process()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # It died before it could be watched.

@@ -20,6 +20,7 @@ import triton_python_backend_utils as pb_utils  # noqa: E402
 from pneumonia import contract  # noqa: E402
 from pneumonia.bundle import Manifest, manifest_model_id  # noqa: E402
 from pneumonia.core.prediction import Prediction, predictions  # noqa: E402
+from pneumonia.triton.request_log import RequestLog  # noqa: E402
 
 _COLUMNS = {
     contract.OUTPUT_PREDICTION: lambda answer: answer.label.encode(),
@@ -35,10 +36,26 @@ class TritonPythonModel:
     """logits FP32 [-1, 2] -> prediction, confidence, probability, threshold, model_id, each [-1, 1]."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read temperature, threshold and identity."""
+        """Read temperature, threshold and identity; register the metrics."""
         path = Path(args["model_repository"]) / args["model_version"] / contract.BUNDLE_MANIFEST
         self.manifest = Manifest.read(path)
         self.model_id = manifest_model_id(path)
+        self.log = RequestLog(self.model_id)
+        self._predictions = pb_utils.MetricFamily(
+            name=contract.METRIC_PREDICTIONS, description="Images answered", kind=pb_utils.MetricFamily.COUNTER
+        )
+        self.answered = {label: self._predictions.Metric(labels={"label": label}) for label in contract.LABELS}
+        self._confidences = pb_utils.MetricFamily(
+            name=contract.METRIC_CONFIDENCE,
+            description="Calibrated probability of the answered class",
+            kind=pb_utils.MetricFamily.HISTOGRAM,
+        )
+        self.confidence = self._confidences.Metric(labels={}, buckets=list(contract.CONFIDENCE_BUCKETS))
+
+    def finalize(self) -> None:
+        """Take leave of the metrics while the server still listens: destroyed later, they end this process badly."""
+        del self.answered, self.confidence
+        del self._predictions, self._confidences
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request."""
@@ -46,8 +63,20 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         logits = pb_utils.get_input_tensor_by_name(request, contract.TENSOR_OUTPUT).as_numpy()
+        if not np.isfinite(logits).all():
+            reason = f"{contract.TENSOR_OUTPUT} are not finite: the model has no answer for this image"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason))
         answers = predictions(logits, self.manifest.temperature, self.manifest.threshold, self.model_id)
+        self._record(answers)
         return pb_utils.InferenceResponse([self._tensor(name, answers) for name in contract.ENSEMBLE_OUTPUTS])
+
+    def _record(self, answers: list[Prediction]) -> None:
+        """Count and log what is answered."""
+        for answer in answers:
+            self.answered[answer.label].increment(1)
+            self.confidence.observe(answer.confidence)
+            self.log.write(prediction=answer.label, confidence=round(answer.confidence, 6),
+                           probability=round(answer.probability, 6), threshold=answer.threshold)  # fmt: skip
 
     def _tensor(self, name: str, answers: list[Prediction]) -> Any:
         column = np.array([[_COLUMNS[name](answer)] for answer in answers], _DTYPES[contract.ENSEMBLE_OUTPUTS[name]])
