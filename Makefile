@@ -64,10 +64,11 @@ mlflow: $(STAMP) ## Show the runs of this folder in MLflow's user interface, on 
 
 generate: $(STAMP) ## Write every generated file anew, except requirements.lock (see lock)
 	$(BIN)/python pipelines/train.py
+	$(BIN)/python tools/component_docs.py
 
 check-generated: generate ## Fail where a generated file differs from what is committed
 	$(BIN)/python tools/lock.py --check
-	@git diff --exit-code --stat -- pipelines || \
+	@git diff --exit-code --stat -- pipelines components || \
 		{ echo "error: generated files differ from their sources; run 'make generate' and commit" >&2; exit 1; }
 
 PYTHONS ?= python3.10 python3.11 python3.12

@@ -7,13 +7,32 @@ from components.image import STEP_IMAGE
 
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
-def publish(release_root: str, library_version: str, bundle: Input[Model], release: Output[Artifact]):
+def publish(
+    settings: list[str],
+    release_root: str,
+    s3_endpoint: str,
+    library_version: str,
+    bundle: Input[Model],
+    release: Output[Artifact],
+):
+    """Writes the immutable release `<release_root>/releases/<bundle digest>/`, a complete Triton model repository.
+
+    Its manifest `release.json` comes last. Publishing the same bundle again verifies and changes nothing. Fails with 3
+    where a release of this digest was changed after it was written. Never cached.
+
+    Args:
+        settings: as `fetch` gave them.
+        release_root: folder or `s3://bucket/prefix` that holds `releases/`.
+        s3_endpoint: address of the object store; empty for the environment's.
+        library_version: version of `pneumonia` that the pipeline was compiled for.
+        bundle: from parity.
+        release: JSON with the release's place.
+    """
     from pneumonia.pipelines.step import step
 
     with step("publish", library_version):
         from pathlib import Path
 
-        from pneumonia.files import write_json
-        from pneumonia.release.publish import publish
+        from pneumonia.pipelines.step import publish_release
 
-        write_json(Path(release.path), {"release": str(publish(Path(bundle.path), Path(release_root)))})
+        publish_release(settings, Path(bundle.path), release_root, s3_endpoint, Path(release.path))

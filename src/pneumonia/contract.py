@@ -60,6 +60,7 @@ BUNDLE_MANIFEST: Final = "bundle.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 MODEL_CONFIG_FILE: Final = "config.json"
 ONNX_FILE: Final = "model.onnx"
+FP16_FILE: Final = "model.fp16.onnx"
 ENGINE_FILE: Final = "model.engine"
 PROBE_FILE: Final = "probe.json"
 PROBE_IMAGES: Final = 64

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pneumonia import contract
 from pneumonia.bundle import open_bundle
 from pneumonia.core.prediction import Prediction, predictions
@@ -70,10 +73,15 @@ class TensorRTPredictor:
         manifest = self.bundle.manifest
         answers: list[Prediction] = []
         for start in range(0, len(images), self.largest):
-            pixel_values = preprocess(images[start : start + self.largest], manifest.preprocessing)
-            logits = self._run(self.torch.from_numpy(pixel_values).cuda())
+            logits = self.logits(preprocess(images[start : start + self.largest], manifest.preprocessing))
             answers += predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)
         return answers
+
+    def logits(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """pixel_values (B, 3, 224, 224), B from 1 up -> logits (B, 2), in as many runs as the profile needs."""
+        starts = range(0, len(pixel_values), self.largest)
+        batches = [self.torch.from_numpy(pixel_values[start : start + self.largest]).cuda() for start in starts]
+        return np.concatenate([self._run(batch) for batch in batches])
 
     def _run(self, pixel_values: Any) -> Any:
         """pixel_values (B, 3, 224, 224) float32 on the GPU -> logits (B, 2) float32 as a numpy array."""
