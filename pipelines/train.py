@@ -51,7 +51,6 @@ def train_pipeline(
     training_image: str = CUDA_IMAGE,
     training_volume: str = "pneumonia-training",
     baseline: bool = False,
-    int8: bool = False,
     tensorrt: bool = False,
     deploy: bool = True,
     namespace: str = "pneumonia",
@@ -83,7 +82,6 @@ def train_pipeline(
         training_image: image of a TrainJob's nodes.
         training_volume: PersistentVolumeClaim (ReadWriteMany) that a TrainJob's data travels through.
         baseline: whether a logistic regression is fitted to compare with.
-        int8: whether the bundle gets a graph of INT8 as well.
         tensorrt: whether the bundle gets a TensorRT engine, built on a GPU.
         deploy: whether the release is brought to KServe.
         namespace: of the InferenceService.
@@ -145,7 +143,7 @@ def train_pipeline(
             export_onnx(**data, verdict=gated.outputs["verdict"], trained=trained, evaluation=evaluation),
             ["mlflow", "s3"],
         )
-        quantized = export_int8(**data, apply=int8, bundle=exported.outputs["bundle"])
+        quantized = export_int8(**data, bundle=exported.outputs["bundle"])
 
         checks = {**prepared, "library_version": library_version}
         with dsl.If(tensorrt == False, name="check"):  # noqa: E712
@@ -163,9 +161,9 @@ def train_pipeline(
                 namespace=namespace,
                 inference_service=inference_service,
                 canary_percent=canary_percent,
-                s3_endpoint=s3_endpoint,
                 release=published.outputs["release"],
                 bundle=bundle,
+                fetched=fetched.outputs["fetched"],
             )
             with_retries(with_secrets(deployed, ["s3", "mlflow"]), 2).set_caching_options(enable_caching=False)
 

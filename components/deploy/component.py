@@ -1,7 +1,7 @@
 """Deploy: a canary that is tested before it gets traffic, and then takes the place of the model that is served."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components.image import STEP_IMAGE
 
@@ -13,9 +13,9 @@ def deploy(
     namespace: str,
     inference_service: str,
     canary_percent: int,
-    s3_endpoint: str,
     release: Input[Artifact],
     bundle: Input[Model],
+    fetched: Input[Dataset],
     deployed: Output[Artifact],
 ):
     """Brings a release to an InferenceService of KServe: as a canary without traffic, tested, with some, promoted.
@@ -30,9 +30,9 @@ def deploy(
         namespace: of the InferenceService.
         inference_service: its name.
         canary_percent: share of the traffic that a tested canary gets before it is promoted.
-        s3_endpoint: address of the object store; empty for the environment's.
         release: from publish.
         bundle: the bundle of that release, with the probe to test the canary by.
+        fetched: from fetch; it holds the probe's images.
         deployed: JSON: what was changed, and what the tests found.
     """
     from pneumonia.pipelines.step import deploy_release, step
@@ -40,5 +40,5 @@ def deploy(
     with step("deploy", library_version):
         from pathlib import Path
 
-        target = (namespace, inference_service, canary_percent, s3_endpoint)
-        deploy_release(settings, Path(release.path), Path(bundle.path), *target, Path(deployed.path))
+        given = (Path(release.path), Path(bundle.path), Path(fetched.path))
+        deploy_release(settings, *given, namespace, inference_service, canary_percent, Path(deployed.path))

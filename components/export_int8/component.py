@@ -1,4 +1,4 @@
-"""INT8: the bundle with a quantised graph for processors, where it is asked for."""
+"""INT8: the bundle with a quantised graph for processors, where the configuration asks for it."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
@@ -11,7 +11,6 @@ def export_int8(
     settings: list[str],
     data_digest: str,
     library_version: str,
-    apply: bool,
     bundle: Input[Model],
     prepared: Input[Dataset],
     quantized: Output[Model],
@@ -24,10 +23,9 @@ def export_int8(
         settings: as `fetch` gave them.
         data_digest: digest of the prepared data; part of the cache key.
         library_version: version of `pneumonia` that the pipeline was compiled for.
-        apply: whether INT8 is asked for.
         bundle: from export_onnx.
         prepared: from prepare.
-        quantized: the bundle, with `model.int8.onnx` where `apply`.
+        quantized: the bundle, with `model.int8.onnx` where `export.int8` is true.
     """
     from pneumonia.pipelines.show import show_bundle
     from pneumonia.pipelines.step import step
@@ -35,7 +33,9 @@ def export_int8(
     with step("export_int8", library_version):
         from pathlib import Path
 
-        from pneumonia.pipelines.step import quantize_or_pass
+        from pneumonia.export.to_int8 import export_int8
 
-        made = quantize_or_pass(apply, settings, Path(bundle.path), Path(prepared.path), Path(quantized.path))
-        show_bundle(made, quantized)
+        from pneumonia.config.compose import compose
+
+        inputs = (compose(settings), Path(bundle.path), Path(prepared.path))
+        show_bundle(export_int8(*inputs, Path(quantized.path)), quantized)

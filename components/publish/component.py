@@ -17,7 +17,7 @@ def publish(
 ):
     """Writes the immutable release `<release_root>/releases/<bundle digest>/`, a complete Triton model repository.
 
-    Its manifest `release.json` comes last. Publishing the same bundle again verifies and changes nothing. Fails with 3
+    Its manifest `release.json` comes last; MLflow's registry gets it as `candidate`. Publishing the same bundle again verifies and changes nothing. Fails with 3
     where a release of this digest was changed after it was written. Never cached.
 
     Args:
@@ -26,13 +26,11 @@ def publish(
         s3_endpoint: address of the object store; empty for the environment's.
         library_version: version of `pneumonia` that the pipeline was compiled for.
         bundle: from parity.
-        release: JSON with the release's place.
+        release: JSON with the release's place and model.
     """
-    from pneumonia.pipelines.step import step
+    from pneumonia.pipelines.step import publish_bundle, step
 
     with step("publish", library_version):
         from pathlib import Path
 
-        from pneumonia.pipelines.step import publish_release
-
-        publish_release(settings, Path(bundle.path), release_root, s3_endpoint, Path(release.path))
+        publish_bundle(settings, Path(bundle.path), release_root, s3_endpoint, Path(release.path))

@@ -60,8 +60,9 @@ BUNDLE_MANIFEST: Final = "bundle.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 MODEL_CONFIG_FILE: Final = "config.json"
 ONNX_FILE: Final = "model.onnx"
-FP16_FILE: Final = "model.fp16.onnx"
+INT8_FILE: Final = "model.int8.onnx"
 ENGINE_FILE: Final = "model.engine"
+FP16_FILE: Final = "model.fp16.onnx"
 PROBE_FILE: Final = "probe.json"
 PROBE_IMAGES: Final = 64
 

@@ -12,9 +12,12 @@ _OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Configuration,
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add the commands of this module, and those for a cluster."""
+    from pneumonia.cli import cluster
+
     group = typer.Typer(no_args_is_help=True, help="Run the compiled pipeline, the same graph that a cluster gets.")
     group.command("run")(run)
+    cluster.add_to(group)
     app.add_typer(group, name="pipeline")
 
 
@@ -27,7 +30,6 @@ def run(
     release_root: Path = typer.Option(Path(), help="Folder that gets releases/<bundle digest>."),
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
     baseline: bool = typer.Option(False, "--baseline", help="Fit a logistic regression too, to compare with."),
-    int8: bool = typer.Option(False, "--int8", help="Add a graph of INT8 to the bundle."),
     tensorrt: bool = typer.Option(False, "--tensorrt", help="Add a TensorRT engine to the bundle; needs a GPU."),
 ) -> None:
     """Fetch, prepare, train, evaluate, pass the gate, export and publish, each step a process of its own.
@@ -38,7 +40,7 @@ def run(
     from pneumonia.pipelines.run import run_pipeline
 
     arguments = pipeline_arguments(overrides or [], data=data, experiment=experiment)
-    arguments |= {"release_root": str(release_root.resolve()), "baseline": baseline, "int8": int8, "tensorrt": tensorrt}
+    arguments |= {"release_root": str(release_root.resolve()), "baseline": baseline, "tensorrt": tensorrt}
     done = run_pipeline(arguments, runs=runs, output=output, engine=engine)
     metrics = done.metrics()
     result = {

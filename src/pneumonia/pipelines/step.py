@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pneumonia import __version__
-from pneumonia.bundle import Bundle, extend_bundle, open_bundle
+from pneumonia.bundle import open_bundle
 from pneumonia.errors import ConfigError, DependencyMissing, PneumoniaError, UsageError
 from pneumonia.files import write_json
 
@@ -58,6 +58,8 @@ def _fail(name: str, reason: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
+REGISTERED_MODEL = "pneumonia"
+"""Name in MLflow's model registry."""
 PARAMETERS = {
     "experiment": "experiment",
     "data": "source",
@@ -91,42 +93,46 @@ def settings_of(
     return [f"experiment={experiment}", f"data={source}", *root, *named, *overrides]
 
 
-def quantize_or_pass(apply: bool, settings: Sequence[str], bundle: Path, prepared: Path, out: Path) -> Bundle:
-    """The bundle at `out`, with a graph of INT8 where `apply`, else the same as at `bundle`."""
-    if not apply:
-        return extend_bundle(open_bundle(bundle), out, {})
-    from pneumonia.config.compose import compose
-    from pneumonia.export.to_int8 import export_int8
-
-    return export_int8(compose(settings), bundle, prepared, out)
-
-
-def publish_release(settings: Sequence[str], bundle: Path, root: str, s3_endpoint: str, out: Path) -> None:
-    """Publish the bundle below `root` and write the release's place to `out` as JSON.
+def publish_bundle(settings: Sequence[str], bundle: Path, root: str, s3_endpoint: str, out: Path) -> None:
+    """Publish the bundle below `root` as MLflow's candidate; the release's place goes to `out` as JSON.
 
     s3_endpoint: address of the object store, as boto3 takes it from AWS_ENDPOINT_URL_S3; empty leaves that as it is.
     """
-    from pneumonia.release.publish import publish
+    from pneumonia.config.compose import compose
+    from pneumonia.release.publish import publish_release
+    from pneumonia.release.registry import CANDIDATE, set_alias
 
+    tracking = compose(settings).tracking.uri
     if s3_endpoint:
         os.environ["AWS_ENDPOINT_URL_S3"] = s3_endpoint
-    write_json(out, {"release": str(publish(bundle, Path(root)))})
+    release = publish_release(bundle, root)
+    set_alias(tracking, REGISTERED_MODEL, release.uri, CANDIDATE, open_bundle(bundle).digest)
+    write_json(out, {"release": release.uri, "model_id": release.model_id})
 
 
 def deploy_release(
     settings: Sequence[str],
     release: Path,
     bundle: Path,
+    images: Path,
     namespace: str,
     inference_service: str,
     canary_percent: int,
-    s3_endpoint: str,
     out: Path,
 ) -> None:
-    """Deploy what `publish_release` published; what was changed goes to `out` as JSON. Raises as `deploy` does."""
+    """Deploy what `publish_bundle` published; what was changed goes to `out` as JSON. Raises as `deploy` does."""
+    from pneumonia.config.compose import compose
     from pneumonia.release.deploy import deploy
 
-    if s3_endpoint:
-        os.environ["AWS_ENDPOINT_URL_S3"] = s3_endpoint
-    place = json.loads(release.read_text("utf-8"))["release"]
-    write_json(out, deploy(place, bundle, namespace, inference_service, canary_percent))
+    result = deploy(
+        json.loads(release.read_text("utf-8"))["release"],
+        bundle,
+        images,
+        service=inference_service,
+        namespace=namespace,
+        percent=canary_percent,
+        tracking_uri=compose(settings).tracking.uri,
+        registered_model=REGISTERED_MODEL,
+    )
+    write_json(out, result.to_json())
+    result.require()
