@@ -15,10 +15,11 @@ def publish(
     bundle: Input[Model],
     release: Output[Artifact],
 ):
-    """Writes the immutable release `<release_root>/releases/<bundle digest>/`, a complete Triton model repository.
+    """Writes an immutable release, a complete Triton model repository, named by its content.
 
-    Its manifest `release.json` comes last; MLflow's registry gets it as `candidate`. Publishing the same bundle again verifies and changes nothing. Fails with 3
-    where a release of this digest was changed after it was written. Never cached.
+    It goes to `<release_root>/releases/`, its manifest `release.json` last; MLflow's registry gets it as `candidate`.
+    Publishing the same again verifies and changes nothing. Fails with 3 where a release was changed after it was
+    written, 4 where the object store or MLflow does not answer. Never cached.
 
     Args:
         settings: as `fetch` gave them.

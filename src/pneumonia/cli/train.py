@@ -50,7 +50,11 @@ def train(
     The bundle goes to OUTPUT_DIR/<name>/bundle; test images are not looked at. Prints one JSON line a run.
     """
     from pneumonia.config.compose import compose, sweep
+    from pneumonia.errors import UsageError
+    from pneumonia.training.processes import is_main, world_size
 
+    if world_size() > 1 and prepared is None:
+        raise UsageError("torchrun without --prepared: give the folder that `pneumoctl data prepare` wrote")
     runs = sweep(overrides or []) if multirun else [list(overrides or [])]
     # Compose all before training any: a typo in the last run shows now, not in hours.
     configs = [compose(run) for run in runs]
@@ -62,7 +66,8 @@ def train(
         name = f"{config.model.name}-{number}" if multirun else config.model.name
         bundle = train_bundle(config, _prepared(config, prepared), Path(config.output_dir) / name / "bundle")
         validation = {key: item["value"] for key, item in bundle.manifest.metrics["val"].items()}
-        print(json.dumps({"bundle": str(bundle.path), "overrides": run, "validation": validation}), flush=True)
+        if is_main():
+            print(json.dumps({"bundle": str(bundle.path), "overrides": run, "validation": validation}), flush=True)
 
 
 def evaluate(

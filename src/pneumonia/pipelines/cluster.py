@@ -82,7 +82,7 @@ class Kubeflow:
         _require_listener(self.host)
         try:
             import kfp
-            import kfp_server_api
+            import kfp_server_api  # type: ignore[import-untyped]
         except ImportError as error:
             raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[pipelines]'") from error
         self._refusal = kfp_server_api.ApiException
