@@ -45,7 +45,7 @@ def test_the_object_is_what_the_crd_takes() -> None:
 
 
 def closed(schema: Any) -> Any:
-    """The schema, refusing fields that it does not know, as `kubectl --validate=strict` does; int-or-string as either."""
+    """The schema, refusing fields that it does not know, as `kubectl --validate=strict` does."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -162,8 +162,8 @@ def test_a_step_that_is_stopped_removes_its_job(prepared_folder: Path, workspace
         "import sys; from pathlib import Path; from kubernetes import client\n"
         "from pneumonia.release.trainjob import JobShape, train_on_cluster\n"
         "api = client.ApiClient(client.Configuration(host=sys.argv[1]))\n"
-        "train_on_cluster([], Path(sys.argv[2]), Path(sys.argv[4]), JobShape(1, 2, 'i', 'c'), workspace=Path(sys.argv[3]),\n"
-        "                 namespace='ml', api=api, poll_s=0.1)"
+        "train_on_cluster([], Path(sys.argv[2]), Path(sys.argv[4]), JobShape(1, 2, 'i', 'c'),\n"
+        "                 workspace=Path(sys.argv[3]), namespace='ml', api=api, poll_s=0.1)"
     )
     with serve(server) as url:
         values = [url, str(prepared_folder), str(workspace), str(tmp_path / "out")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from pneumonia.bundle import Bundle
     from pneumonia.config.schema import Config
 
 _OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Configuration, such as training.num_train_epochs=5.")
@@ -138,6 +139,9 @@ def export(
     evaluation: Path = typer.Option(Path("runs/evaluation"), help="Folder that `pneumoctl evaluate` wrote."),
     prepared: Path | None = _PREPARED,
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
+    fp16: bool = typer.Option(False, "--fp16", help="Add model.fp16.onnx, from which TensorRT builds engines."),
+    tensorrt: bool = typer.Option(False, "--tensorrt", help="Add that and an engine for this machine's GPU."),
+    timing_cache: Path | None = typer.Option(None, help="TensorRT's measurements, to spare the next build them."),
 ) -> None:
     """Check the gate, export ONNX, prove parity and write the final bundle."""
     from pneumonia.config.compose import compose
@@ -146,5 +150,18 @@ def export(
 
     config = compose(overrides or [])
     run_gate(config, evaluation)
-    final = export_onnx(config, bundle, evaluation, _prepared(config, prepared), output)
+    data = _prepared(config, prepared)
+    final = export_onnx(config, bundle, evaluation, data, output)
+    final = _for_gpus(config, final, data, fp16, tensorrt, timing_cache)
     print(json.dumps({"bundle": str(final.path), "model_id": final.model_id}))
+
+
+def _for_gpus(
+    config: Config, bundle: Bundle, prepared: Path, fp16: bool, tensorrt: bool, timing_cache: Path | None
+) -> Bundle:
+    """The bundle in its place, with the forms for GPUs that were asked for."""
+    from pneumonia.export.build_engine import add_fp16_graph, build_engine
+
+    if tensorrt:
+        return build_engine(config, bundle.path, prepared, bundle.path, timing_cache)
+    return add_fp16_graph(bundle, prepared, bundle.path) if fp16 else bundle
