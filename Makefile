@@ -64,6 +64,7 @@ mlflow: $(STAMP) ## Show the runs of this folder in MLflow's user interface, on 
 
 generate: $(STAMP) ## Write every generated file anew, except requirements.lock (see lock)
 	$(BIN)/python pipelines/train.py
+	$(BIN)/python pipelines/score.py
 	$(BIN)/python tools/component_docs.py
 
 check-generated: generate ## Fail where a generated file differs from what is committed

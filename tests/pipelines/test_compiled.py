@@ -21,7 +21,8 @@ STEPS = (
     "baseline", "build-tensorrt", "deploy", "evaluate", "export-int8", "export-onnx", "fetch", "gate", "notify",
     "parity", "prepare", "publish", "train", "train-distributed",
 )  # fmt: skip
-PIPELINES = ("train",)
+PIPELINES = ("train", "score")
+SCORING = ("list-shards", "merge-scores", "notify", "score-shard")
 
 # What a cluster gives each executor beyond an image: GPUs, /dev/shm, optional secrets, a shared volume.
 GPU, KAGGLE, S3, MLFLOW, VOLUME = "gpu", "pneumonia-kaggle", "pneumonia-s3", "pneumonia-mlflow", "/workspace"
@@ -183,7 +184,7 @@ def test_components_are_a_signature_over_one_call() -> None:
     import ast
 
     files = sorted((ROOT / "components").glob("*/component.py"))
-    assert {file.parent.name.replace("_", "-") for file in files} == set(STEPS)
+    assert {file.parent.name.replace("_", "-") for file in files} == {*STEPS, *SCORING}
     for file in files:
         assert (file.parent / "README.md").is_file(), file.parent
         (function,) = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
@@ -222,3 +223,21 @@ def test_the_readme_of_every_component_is_generated_from_it(tmp_path: Path) -> N
     for page in sorted((tmp_path / "components").rglob("README.md")):
         committed = (ROOT / page.relative_to(tmp_path)).read_text("utf-8")
         assert page.read_text("utf-8") == committed, "run `make generate` and commit components/"
+
+
+def test_shards_run_side_by_side_on_the_volume_of_the_images() -> None:
+    spec, platform = documents("score")
+    assert set(all_tasks(spec)) == set(SCORING)
+    (loop,) = [
+        task for component in spec["components"].values() for task in component.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task
+    ]  # fmt: skip
+    assert "list-shards" in str(loop["parameterIterator"]["items"])
+    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {name: [item["mountPath"] for item in own["pvcMount"]] for name, own in asked.items()} == {
+        "exec-list-shards": ["/images"],
+        "exec-score-shard": ["/images"],
+    }
+    tasks = all_tasks(spec)
+    assert tasks["score-shard"]["retryPolicy"]["maxRetryCount"] == 2
+    assert not any(task["cachingOptions"].get("enableCache") for task in tasks.values())
