@@ -35,7 +35,7 @@ def test_a_run_ends_with_bundle_report_and_release(tmp_path: Path) -> None:
     assert bundle.manifest.synthetic is result["synthetic"] is True
     assert bundle.manifest.config["data"]["source"] == "phantom"
     assert verify_release(Path(result["release"]))["digest"] == bundle.digest
-    assert Path(result["release"]) == tmp_path / "releases" / bundle.digest
+    assert Path(result["release"]).parent == tmp_path / "releases"
     assert "synthetic" in Path(result["report"]).read_text("utf-8").lower()
     measured = json.loads((Path(result["evaluation"]) / contract.METRICS_FILE).read_text("utf-8"))
     assert result["metrics"]["recall"] == measured["test"]["recall"]["value"]

@@ -71,7 +71,8 @@ def main(request_file: str) -> int:
     choose_artifacts_of_branches()
     try:
         pipeline = load_component_from_file(request["pipeline"])
-        forget_retries(pipeline.pipeline_spec)
+        # Not pipeline.pipeline_spec, which is a copy.
+        forget_retries(pipeline.component_spec.implementation.graph)
         pipeline(**request["arguments"])
     except Exception:
         # Into the log; the step has left its own reason for the user.
