@@ -63,7 +63,7 @@ def config_reference() -> str:
                 key = f"{prefix}.{item.name}".lstrip(".")
                 if item.name not in meanings:
                     raise SystemExit(f"{key}: no meaning; write a docstring below it in config/schema.py")
-                columns = f"`{key}`", _type(types[item.name]), f"`{_value(item.default)}`", meanings[item.name]
+                columns = f"`{key}`", _type(types[item.name]), f"`{_value(_default(item))}`", meanings[item.name]
                 lines.append(f"| {' | '.join(columns)} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
@@ -89,8 +89,15 @@ def _meanings(kind: Any) -> dict[str, str]:
     return found
 
 
+def _default(item: dataclasses.Field[Any]) -> Any:
+    """The default, made where the class makes one for every instance."""
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+
+
 def _type(kind: Any) -> str:
-    """`str` or `str or null`."""
+    """`str`, `str or null` or `list of str`."""
+    if typing.get_origin(kind) is list:
+        return f"list of {typing.get_args(kind)[0].__name__}"
     inner = [item.__name__ for item in typing.get_args(kind) if item is not type(None)]
     return f"{inner[0]} or null" if inner else str(kind.__name__)
 
