@@ -68,12 +68,14 @@ mlflow: $(STAMP) ## Show the runs of this folder in MLflow's user interface, on 
 
 generate: $(STAMP) ## Write every generated file anew, except requirements.lock (see lock)
 	$(BIN)/python pipelines/train.py
+	$(BIN)/python pipelines/score.py
+	$(BIN)/python tools/component_docs.py
 	$(BIN)/python tools/docs.py
 	$(BIN)/python tools/chart_docs.py
 
 check-generated: generate ## Fail where a generated file differs from what is committed
 	$(BIN)/python tools/lock.py --check
-	@git diff --exit-code --stat -- pipelines docs/cli.md docs/config.md helm || \
+	@git diff --exit-code --stat -- pipelines components docs/cli.md docs/config.md helm || \
 		{ echo "error: generated files differ from their sources; run 'make generate' and commit" >&2; exit 1; }
 
 helm-check: $(STAMP) ## Lint and render the chart with Helm's engine for each of its ci/ files, and check every object

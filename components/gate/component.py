@@ -8,6 +8,17 @@ from components.image import STEP_IMAGE
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
 def gate(settings: list[str], library_version: str, evaluation: Input[Artifact], verdict: Output[Artifact]):
+    """Compares the test figures with the least ones of `gate.*`.
+
+    It fails inside its own step, with every reason in its log; `export_onnx` consumes the verdict, so that nothing
+    after a refused gate can start. Fails with 5 and the reasons. Never cached.
+
+    Args:
+        settings: as `fetch` gave them.
+        library_version: version of `pneumonia` that the pipeline was compiled for.
+        evaluation: from evaluate.
+        verdict: JSON: each figure beside the least one allowed.
+    """
     from pneumonia.pipelines.step import step
 
     with step("gate", library_version):

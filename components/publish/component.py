@@ -7,13 +7,31 @@ from components.image import STEP_IMAGE
 
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
-def publish(release_root: str, library_version: str, bundle: Input[Model], release: Output[Artifact]):
-    from pneumonia.pipelines.step import step
+def publish(
+    settings: list[str],
+    release_root: str,
+    s3_endpoint: str,
+    library_version: str,
+    bundle: Input[Model],
+    release: Output[Artifact],
+):
+    """Writes an immutable release, a complete Triton model repository, named by its content.
+
+    It goes to `<release_root>/releases/`, its manifest `release.json` last; MLflow's registry gets it as `candidate`.
+    Publishing the same again verifies and changes nothing. Fails with 3 where a release was changed after it was
+    written, 4 where the object store or MLflow does not answer. Never cached.
+
+    Args:
+        settings: as `fetch` gave them.
+        release_root: folder or `s3://bucket/prefix` that holds `releases/`.
+        s3_endpoint: address of the object store; empty for the environment's.
+        library_version: version of `pneumonia` that the pipeline was compiled for.
+        bundle: from parity.
+        release: JSON with the release's place and model.
+    """
+    from pneumonia.pipelines.step import publish_bundle, step
 
     with step("publish", library_version):
         from pathlib import Path
 
-        from pneumonia.files import write_json
-        from pneumonia.release.publish import publish
-
-        write_json(Path(release.path), {"release": str(publish(Path(bundle.path), Path(release_root)))})
+        publish_bundle(settings, Path(bundle.path), release_root, s3_endpoint, Path(release.path))

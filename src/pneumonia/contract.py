@@ -86,6 +86,7 @@ MODEL_CONFIG_FILE: Final = "config.json"
 ONNX_FILE: Final = "model.onnx"
 INT8_FILE: Final = "model.int8.onnx"
 ENGINE_FILE: Final = "model.engine"
+FP16_FILE: Final = "model.fp16.onnx"
 PROBE_FILE: Final = "probe.json"
 PROBE_IMAGES: Final = 64
 

@@ -17,6 +17,7 @@
     │   └── ServerUnavailable       no answer, or no longer an answer, from the server
     ├── Refused                  5  a check said no
     │   ├── GateRefused             the model is not good enough to promote
+    │   ├── DeployRefused           the served canary did not pass its checks
     │   └── ParityRefused           two forms of one model do not agree
     └── StepFailed                  a pipeline step failed; exits as the step did
 
@@ -111,6 +112,14 @@ class GateRefused(Refused):
     def __init__(self, reasons: list[str]) -> None:
         self.reasons = list(reasons)
         super().__init__("the gate refused this model: " + "; ".join(self.reasons))
+
+
+class DeployRefused(Refused):
+    """The served canary did not pass its checks and was removed. `reasons` lists every failed one."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        self.reasons = list(reasons)
+        super().__init__("the canary was refused and removed: " + "; ".join(self.reasons))
 
 
 class ParityRefused(Refused):

@@ -22,5 +22,6 @@ def after(mark: str, done: Input[Artifact], marked: Output[Artifact]):
 
 @dsl.pipeline(name="toy")
 def toy(code: str, mark: str):
-    """Act, then leave the mark."""
-    after(mark=mark, done=act(code=code, library_version=__version__).outputs["done"])
+    """Act, then leave the mark; a cluster would try again, a local run must not."""
+    acting = act(code=code, library_version=__version__).set_retry(num_retries=3, backoff_duration="300s")
+    after(mark=mark, done=acting.outputs["done"])

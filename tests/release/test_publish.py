@@ -13,7 +13,7 @@ import pytest
 from pneumonia import contract
 from pneumonia.bundle import Bundle
 from pneumonia.errors import BundleError, BundleNotFound, StorageError
-from pneumonia.release.publish import publish, read_release, verify_release
+from pneumonia.release.publish import publish, read_release, release_name, verify_release
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -24,7 +24,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_release_is_a_model_repository_named_by_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     release = publish(bundle.path, tmp_path)
-    assert release == tmp_path / "releases" / bundle.digest
+    assert release == tmp_path / "releases" / release_name(read_release(release))
     for model in (contract.ENSEMBLE, contract.TENSOR_MODEL):
         assert (release / model / "config.pbtxt").is_file()
         assert (release / model / contract.MODEL_VERSION).is_dir()
@@ -59,7 +59,7 @@ def test_a_release_holds_no_path_of_this_machine(bundle: Bundle, tmp_path: Path)
 
 
 def test_a_half_written_release_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
-    half = tmp_path / "releases" / bundle.digest
+    half = tmp_path / "releases" / publish(bundle.path, tmp_path / "elsewhere").name
     (half / contract.ENSEMBLE).mkdir(parents=True)
     (half / contract.ENSEMBLE / "config.pbtxt").write_text("half")
     (half / "stray").write_text("left over")

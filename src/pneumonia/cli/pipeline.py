@@ -12,9 +12,12 @@ _OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Configuration,
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add the commands of this module, and those for a cluster."""
+    from pneumonia.cli import cluster
+
     group = typer.Typer(no_args_is_help=True, help="Run the compiled pipeline, the same graph that a cluster gets.")
     group.command("run")(run)
+    cluster.add_to(group)
     app.add_typer(group, name="pipeline")
 
 
@@ -26,6 +29,8 @@ def run(
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
     release_root: Path = typer.Option(Path(), help="Folder that gets releases/<bundle digest>."),
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
+    baseline: bool = typer.Option(False, "--baseline", help="Fit a logistic regression too, to compare with."),
+    tensorrt: bool = typer.Option(False, "--tensorrt", help="Add a TensorRT engine to the bundle; needs a GPU."),
 ) -> None:
     """Fetch, prepare, train, evaluate, pass the gate, export and publish, each step a process of its own.
 
@@ -35,7 +40,7 @@ def run(
     from pneumonia.pipelines.run import run_pipeline
 
     arguments = pipeline_arguments(overrides or [], data=data, experiment=experiment)
-    arguments["release_root"] = str(release_root.resolve())
+    arguments |= {"release_root": str(release_root.resolve()), "baseline": baseline, "tensorrt": tensorrt}
     done = run_pipeline(arguments, runs=runs, output=output, engine=engine)
     metrics = done.metrics()
     result = {
@@ -62,7 +67,7 @@ def pipeline_arguments(overrides: list[str], *, data: Path | None, experiment: s
     """
     from pneumonia.config.compose import compose
     from pneumonia.errors import UsageError
-    from pneumonia.pipelines.step import settings_of
+    from pneumonia.pipelines.step import PARAMETERS, settings_of
 
     given = dict(override.partition("=")[::2] for override in overrides)
     for option, key in ((data, "data"), (data, "data.root"), (experiment, "experiment")):
@@ -74,7 +79,10 @@ def pipeline_arguments(overrides: list[str], *, data: Path | None, experiment: s
         "source": given.get("data", "folder" if root else "phantom"),
         # A step does not run where this command does.
         "data_root": str(Path(root).expanduser().resolve()) if root else "",
-        "overrides": [item for item in overrides if item.partition("=")[0] not in ("experiment", "data", "data.root")],
+        "overrides": [item for item in overrides if item.partition("=")[0] not in PARAMETERS],
     }
-    compose(settings_of(**arguments))
-    return arguments
+    named = {name: given[key] for key, name in PARAMETERS.items() if key in given and name not in arguments}
+    compose(settings_of(**arguments, **named))
+    numbers = {name: float(value) for name, value in named.items() if name != "tracking_uri"}
+    # This machine has no KServe to deploy to.
+    return {**arguments, **named, **numbers, "deploy": False}

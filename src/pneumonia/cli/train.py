@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from pneumonia.bundle import Bundle
     from pneumonia.config.schema import Config
 
 _OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Configuration, such as training.num_train_epochs=5.")
@@ -50,7 +51,11 @@ def train(
     The bundle goes to OUTPUT_DIR/<name>/bundle; test images are not looked at. Prints one JSON line a run.
     """
     from pneumonia.config.compose import compose, sweep
+    from pneumonia.errors import UsageError
+    from pneumonia.training.processes import is_main, world_size
 
+    if world_size() > 1 and prepared is None:
+        raise UsageError("torchrun without --prepared: give the folder that `pneumoctl data prepare` wrote")
     runs = sweep(overrides or []) if multirun else [list(overrides or [])]
     # Compose all before training any: a typo in the last run shows now, not in hours.
     configs = [compose(run) for run in runs]
@@ -62,7 +67,8 @@ def train(
         name = f"{config.model.name}-{number}" if multirun else config.model.name
         bundle = train_bundle(config, _prepared(config, prepared), Path(config.output_dir) / name / "bundle")
         validation = {key: item["value"] for key, item in bundle.manifest.metrics["val"].items()}
-        print(json.dumps({"bundle": str(bundle.path), "overrides": run, "validation": validation}), flush=True)
+        if is_main():
+            print(json.dumps({"bundle": str(bundle.path), "overrides": run, "validation": validation}), flush=True)
 
 
 def evaluate(
@@ -133,6 +139,9 @@ def export(
     evaluation: Path = typer.Option(Path("runs/evaluation"), help="Folder that `pneumoctl evaluate` wrote."),
     prepared: Path | None = _PREPARED,
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
+    fp16: bool = typer.Option(False, "--fp16", help="Add model.fp16.onnx, from which TensorRT builds engines."),
+    tensorrt: bool = typer.Option(False, "--tensorrt", help="Add that and an engine for this machine's GPU."),
+    timing_cache: Path | None = typer.Option(None, help="TensorRT's measurements, to spare the next build them."),
 ) -> None:
     """Check the gate, export ONNX and, with export.int8=true, int8; prove parity and write the final bundle."""
     from pneumonia.config.compose import compose
@@ -146,4 +155,16 @@ def export(
     final = export_onnx(config, bundle, evaluation, data, output)
     if config.export.int8:
         final = export_int8(config, output, data, output)
+    final = _for_gpus(config, final, data, fp16, tensorrt, timing_cache)
     print(json.dumps({"bundle": str(final.path), "model_id": final.model_id}))
+
+
+def _for_gpus(
+    config: Config, bundle: Bundle, prepared: Path, fp16: bool, tensorrt: bool, timing_cache: Path | None
+) -> Bundle:
+    """The bundle in its place, with the forms for GPUs that were asked for."""
+    from pneumonia.export.build_engine import add_fp16_graph, build_engine
+
+    if tensorrt:
+        return build_engine(config, bundle.path, prepared, bundle.path, timing_cache)
+    return add_fp16_graph(bundle, prepared, bundle.path) if fp16 else bundle

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pneumonia import contract
 from pneumonia.bundle import open_bundle
@@ -13,24 +16,43 @@ from pneumonia.core.preprocess import preprocess
 from pneumonia.errors import BundleError, DependencyMissing, DeviceUnavailable
 
 
-def _load_libraries() -> tuple[Any, Any]:
-    """tensorrt and torch, on a machine that can use them."""
+def load_libraries(what: str = "--mode tensorrt") -> tuple[Any, Any]:
+    """tensorrt and torch, on a machine that can use them. what: who asks, for the messages."""
     try:
         import tensorrt
     except ImportError as error:
         raise DependencyMissing(
-            "--mode tensorrt needs the package tensorrt and an NVIDIA GPU: pip install 'pneumonia[tensorrt]' on a GPU "
-            "machine, or use --mode onnx"
+            f"{what} needs the package tensorrt and an NVIDIA GPU: pip install 'pneumonia[tensorrt]' on a GPU machine, "
+            "or use --mode onnx"
         ) from error
     try:
         import torch
     except ImportError as error:
-        raise DependencyMissing(
-            "--mode tensorrt needs torch for device memory: pip install 'pneumonia[train]'"
-        ) from error
+        raise DependencyMissing(f"{what} needs torch for device memory: pip install 'pneumonia[train]'") from error
     if not torch.cuda.is_available():
-        raise DeviceUnavailable("--mode tensorrt: no NVIDIA GPU is visible here; use --mode onnx")
+        raise DeviceUnavailable(f"{what}: no NVIDIA GPU is visible here; use --mode onnx")
     return tensorrt, torch
+
+
+def machine(tensorrt: Any, torch: Any) -> dict[str, str]:
+    """What an engine is bound to: the TensorRT release, and the GPU by name and compute capability."""
+    major, minor = torch.cuda.get_device_capability()
+    gpu = torch.cuda.get_device_name()
+    return {"tensorrt": tensorrt.__version__, "gpu": gpu, "compute_capability": f"{major}.{minor}"}
+
+
+def require_machine(engine: Path, built: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raises DeviceUnavailable, naming both, where an engine was built for another machine than the one here.
+
+    built: the bundle's versions; here: what `machine` says.
+    """
+    if any(built.get(name, found) != found for name, found in here.items()):
+        names = ("tensorrt", "gpu", "compute_capability")
+        theirs, ours = (", ".join(f"{name} {said.get(name, 'unknown')}" for name in names) for said in (built, here))
+        raise DeviceUnavailable(
+            f"{engine}: built for {theirs}; here is {ours}; build the engine again on this machine with `pneumoctl "
+            "export --tensorrt`, or use --mode onnx"
+        )
 
 
 class TensorRTPredictor:
@@ -39,10 +61,10 @@ class TensorRTPredictor:
     def __init__(self, bundle: Path | None, device: str) -> None:
         if device == "cpu":
             raise DeviceUnavailable("--mode tensorrt runs on a GPU only; use --device cuda, or --mode onnx")
-        self.tensorrt, self.torch = _load_libraries()
+        self.tensorrt, self.torch = load_libraries()
         self.bundle = open_bundle(bundle)
         path = self.bundle.file(contract.ENGINE_FILE)
-        self._require_same_machine(path)
+        require_machine(path, self.bundle.manifest.versions, machine(self.tensorrt, self.torch))
         runtime = self.tensorrt.Runtime(self.tensorrt.Logger(self.tensorrt.Logger.WARNING))
         self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
@@ -54,26 +76,20 @@ class TensorRTPredictor:
         # The profile's (least, usual, largest) input shapes; what is longer goes in several runs.
         self.largest = int(self.engine.get_tensor_profile_shape(contract.TENSOR_INPUT, 0)[2][0])
 
-    def _require_same_machine(self, engine: Path) -> None:
-        """An engine runs only with the TensorRT release and the kind of GPU that the bundle says it was built for."""
-        here = {"tensorrt": self.tensorrt.__version__, "gpu": self.torch.cuda.get_device_name()}
-        for name, found in here.items():
-            built = self.bundle.manifest.versions.get(name, found)
-            if built != found:
-                raise DeviceUnavailable(
-                    f"{engine}: built for {name} {built}, here is {found}; build the engine again on this machine, "
-                    "or use --mode onnx"
-                )
-
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
         """See `Predictor`."""
         manifest = self.bundle.manifest
         answers: list[Prediction] = []
         for start in range(0, len(images), self.largest):
-            pixel_values = preprocess(images[start : start + self.largest], manifest.preprocessing)
-            logits = self._run(self.torch.from_numpy(pixel_values).cuda())
+            logits = self.logits(preprocess(images[start : start + self.largest], manifest.preprocessing))
             answers += predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)
         return answers
+
+    def logits(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """pixel_values (B, 3, 224, 224), B from 1 up -> logits (B, 2), in as many runs as the profile needs."""
+        starts = range(0, len(pixel_values), self.largest)
+        batches = [self.torch.from_numpy(pixel_values[start : start + self.largest]).cuda() for start in starts]
+        return np.concatenate([self._run(batch) for batch in batches])
 
     def _run(self, pixel_values: Any) -> Any:
         """pixel_values (B, 3, 224, 224) float32 on the GPU -> logits (B, 2) float32 as a numpy array."""

@@ -5,12 +5,14 @@ It is a process of its own because kfp.local writes its log and that of every st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 
 def shield_interpreter(folder: Path) -> None:
@@ -29,6 +31,30 @@ def shield_interpreter(folder: Path) -> None:
     sys.executable = "python3"
 
 
+def choose_artifacts_of_branches() -> None:
+    """Let dsl.OneOf choose artifacts: kfp.local 2.17 takes the parameters of the branch that ran, but no artifacts."""
+    from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
+
+    def outputs(cls: Any, dag_outputs_spec: Any, io_store: Any) -> dict[str, Any]:
+        found = {}
+        for name, output in dag_outputs_spec.artifacts.items():
+            for selector in output.artifact_selectors:
+                with contextlib.suppress(ValueError):  # A branch that was not taken has no outputs.
+                    found[name] = io_store.get_task_output(selector.producer_subtask, selector.output_artifact_key)
+            if name not in found:
+                raise ValueError(f"no branch gave the artifact {name}")
+        return found
+
+    OrchestratorUtils.get_dag_output_artifacts = classmethod(outputs)
+
+
+def forget_retries(pipeline_spec: Any) -> None:
+    """Retries are for networks and nodes of a cluster; here a step that failed would fail again, minutes later."""
+    for component in (pipeline_spec.root, *pipeline_spec.components.values()):
+        for task in component.dag.tasks.values():
+            task.ClearField("retry_policy")
+
+
 def main(request_file: str) -> int:
     """Run what the request says: {pipeline, arguments, root, scratch}. 0 where every step succeeded, else 1."""
     request = json.loads(Path(request_file).read_text("utf-8"))
@@ -42,8 +68,12 @@ def main(request_file: str) -> int:
         workspace_root=str(Path(request["scratch"]) / "workspace"),
         raise_on_error=True,
     )
+    choose_artifacts_of_branches()
     try:
-        load_component_from_file(request["pipeline"])(**request["arguments"])
+        pipeline = load_component_from_file(request["pipeline"])
+        # Not pipeline.pipeline_spec, which is a copy.
+        forget_retries(pipeline.component_spec.implementation.graph)
+        pipeline(**request["arguments"])
     except Exception:
         # Into the log; the step has left its own reason for the user.
         traceback.print_exc()

@@ -31,6 +31,7 @@ KILL_AFTER_S = 10.0
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '(.+)'$")
+_FAILED = re.compile(r"Task '(.+)' finished with status FAILURE$")
 _FINISHED = re.compile(r"Task '(.+)' finished with status SUCCESS$")
 # kfp.local indents what a step writes by four spaces; the library's own progress reads "<part>: <what>".
 _PROGRESS = re.compile(r"^ {4}(?!error:)([a-z][a-z0-9 _-]*: .+)$")
@@ -102,8 +103,8 @@ def run_pipeline(
         write_json(folder / "request.json", request)
         progress, code = _drive(folder, Path(scratch), log)
     if code != 0 or progress.running:
-        raise _failure(folder, progress.running, log)
-    bundle = install_bundle(artifact(folder, "export-onnx", "bundle"), output)
+        raise _failure(folder, progress.failed or progress.running, log)
+    bundle = install_bundle(artifact(folder, "parity*", "checked"), output)
     release = Path(json.loads(artifact(folder, "publish", "release").read_text("utf-8"))["release"])
     return PipelineRun(
         path=folder,
@@ -159,6 +160,8 @@ class _Progress:
         self.run = run
         self.log = log
         self.running: str | None = None
+        self.failed: str | None = None
+        """The first step that failed; the exit handler still runs after it."""
         self.seconds: dict[str, float] = {}
         self._began = 0.0
 
@@ -169,6 +172,8 @@ class _Progress:
         if started := _STARTED.search(text):
             self.running, self._began = started[1], time.monotonic()
             self._say(f"pipeline: {self.running} ...")
+        elif failed := _FAILED.search(text):
+            self.failed, self.running = self.failed or failed[1], None
         elif (finished := _FINISHED.search(text)) and finished[1] == self.running:
             self._require_outputs(finished[1])
             seconds = self.seconds[finished[1]] = round(time.monotonic() - self._began, 1)

@@ -1,17 +1,16 @@
-"""What every pipeline step shares: its settings, and a way to say why it failed."""
+"""What pipeline steps share: their settings, a way to say why they failed, and steps of more than one call."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from pneumonia import __version__, contract
+from pneumonia import __version__
+from pneumonia.bundle import open_bundle
 from pneumonia.errors import ConfigError, DependencyMissing, PneumoniaError, UsageError
 from pneumonia.files import write_json
 
@@ -59,23 +58,81 @@ def _fail(name: str, reason: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-def settings_of(experiment: str, source: str, data_root: str, overrides: Sequence[str]) -> list[str]:
+REGISTERED_MODEL = "pneumonia"
+"""Name in MLflow's model registry."""
+PARAMETERS = {
+    "experiment": "experiment",
+    "data": "source",
+    "data.root": "data_root",
+    "evaluation.recall_target": "recall_target",
+    **{f"gate.{name}": f"gate_{name}" for name in ("accuracy", "precision", "recall", "f1", "recall_low")},
+    "tracking.uri": "tracking_uri",
+}
+"""Configuration keys that have a pipeline parameter of their own, with its name."""
+
+
+def settings_of(
+    experiment: str, source: str, data_root: str, overrides: Sequence[str], **parameters: float | str
+) -> list[str]:
     """The pipeline's parameters as configuration overrides.
 
-    Raises ConfigError where `overrides` sets what has a parameter of its own.
+    parameters: others of PARAMETERS by name, and num_nodes and gpus. Raises ConfigError where `overrides` sets what has
+    a parameter of its own, UsageError for nodes and GPUs that make no sense.
     """
-    owned = {"experiment": "experiment", "data": "source", "data.root": "data_root"}
     for override in overrides:
-        if parameter := owned.get(override.partition("=")[0]):
+        if parameter := PARAMETERS.get(override.partition("=")[0]):
             raise ConfigError(f"{override}: set the pipeline's parameter {parameter} instead")
+    num_nodes, gpus = int(parameters.get("num_nodes", 1)), int(parameters.get("gpus", 0))
+    if num_nodes < 1 or gpus < 0 or (num_nodes > 1 and gpus == 0):
+        raise UsageError(
+            f"num_nodes={num_nodes}, gpus={gpus}: expected num_nodes from 1 and gpus from 0 up, and gpus of each node "
+            "where there are several nodes"
+        )
     root = [f"data.root={data_root}"] if data_root else []
-    return [f"experiment={experiment}", f"data={source}", *root, *overrides]
+    named = [f"{key}={parameters[name]}" for key, name in PARAMETERS.items() if name in parameters]
+    return [f"experiment={experiment}", f"data={source}", *root, *named, *overrides]
 
 
-def show_evaluation(evaluation: Path, metrics: Any, report: Path) -> None:
-    """Give the pipeline's user interface the test figures (a kfp Metrics artifact) and the report."""
-    figures = json.loads((evaluation / contract.METRICS_FILE).read_text("utf-8"))["test"]
-    for name, figure in figures.items():
-        if figure["value"] is not None:
-            metrics.log_metric(f"test_{name}", figure["value"])
-    shutil.copyfile(evaluation / contract.REPORT_FILE, report)
+def publish_bundle(settings: Sequence[str], bundle: Path, root: str, s3_endpoint: str, out: Path) -> None:
+    """Publish the bundle below `root` as MLflow's candidate; the release's place goes to `out` as JSON.
+
+    s3_endpoint: address of the object store, as boto3 takes it from AWS_ENDPOINT_URL_S3; empty leaves that as it is.
+    """
+    from pneumonia.config.compose import compose
+    from pneumonia.release.publish import publish_release
+    from pneumonia.release.registry import CANDIDATE, set_alias
+
+    tracking = compose(settings).tracking.uri
+    if s3_endpoint:
+        os.environ["AWS_ENDPOINT_URL_S3"] = s3_endpoint
+    release = publish_release(bundle, root)
+    set_alias(tracking, REGISTERED_MODEL, release.uri, CANDIDATE, open_bundle(bundle).digest)
+    write_json(out, {"release": release.uri, "model_id": release.model_id})
+
+
+def deploy_release(
+    settings: Sequence[str],
+    release: Path,
+    bundle: Path,
+    images: Path,
+    namespace: str,
+    inference_service: str,
+    canary_percent: int,
+    out: Path,
+) -> None:
+    """Deploy what `publish_bundle` published; what was changed goes to `out` as JSON. Raises as `deploy` does."""
+    from pneumonia.config.compose import compose
+    from pneumonia.release.deploy import deploy
+
+    result = deploy(
+        json.loads(release.read_text("utf-8"))["release"],
+        bundle,
+        images,
+        service=inference_service,
+        namespace=namespace,
+        percent=canary_percent,
+        tracking_uri=compose(settings).tracking.uri,
+        registered_model=REGISTERED_MODEL,
+    )
+    write_json(out, result.to_json())
+    result.require()

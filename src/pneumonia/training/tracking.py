@@ -103,7 +103,7 @@ def track(config: Config, run_name: str, tags: Mapping[str, str]) -> Iterator[Tr
     if config.tracking.uri is None:
         yield NoTracker()
         return
-    mlflow = _connect(config)
+    mlflow = connect(config)
     with mlflow.start_run(run_name=run_name, tags=dict(tags)):
         mlflow.log_params({key: str(value)[:500] for key, value in flatten(config.to_json()).items()})
         yield MlflowTracker()
@@ -119,7 +119,7 @@ def track_again(config: Config, run_name: str, bundle_digest: str) -> Iterator[T
     if config.tracking.uri is None:
         yield NoTracker()
         return
-    mlflow = _connect(config)
+    mlflow = connect(config)
     found = mlflow.search_runs(
         filter_string=f"tags.{BUNDLE_TAG} = '{bundle_digest}'", max_results=1, output_format="list"
     )
@@ -128,7 +128,7 @@ def track_again(config: Config, run_name: str, bundle_digest: str) -> Iterator[T
         yield MlflowTracker()
 
 
-def _connect(config: Config) -> Any:
+def connect(config: Config) -> Any:
     """MLflow, pointed at the configured server or file and at its experiment."""
     uri = str(config.tracking.uri)
     _check_reachable(uri)

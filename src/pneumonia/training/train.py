@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
 
 from pneumonia import __version__, contract
 from pneumonia.architecture import load_model
-from pneumonia.bundle import Bundle, Manifest, write_bundle
+from pneumonia.bundle import Bundle, Manifest, open_bundle, write_bundle
 from pneumonia.config.compose import to_yaml
 from pneumonia.config.schema import Config
 from pneumonia.core.calibration import choose_threshold, fit_temperature_and_offset
@@ -34,7 +34,8 @@ from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.interrupt import StopOnSignal
 from pneumonia.training.model import build_model
-from pneumonia.training.tracking import BUNDLE_TAG, Tracker, track
+from pneumonia.training.processes import is_main, wait_for_all, world_size
+from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, track
 
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "imbalanced-learn")
 _DATA_KEYS = ("digest", "source", "synthetic", "patients", "split", "counts")
@@ -118,7 +119,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = time.monotonic()
-        if now - self.said < PROGRESS_SECONDS:
+        if now - self.said < PROGRESS_SECONDS or not state.is_world_process_zero:
             return
         self.said = now
         pace = (state.global_step - self.first_step) / (now - self.started)
@@ -133,7 +134,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         figures = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         self.tracker.log(figures, step=state.global_step)
-        if "eval_auroc" in figures:
+        if "eval_auroc" in figures and state.is_world_process_zero:
             print(
                 f"train: epoch {figures['epoch']:.1f}, validation AUROC {figures['eval_auroc']:.4f}, "
                 f"loss {figures['eval_loss']:.4f}",
@@ -170,6 +171,7 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         max_grad_norm=training.max_grad_norm,
         bf16=_use_bf16(training.precision, cuda),
         use_cpu=not cuda,
+        ddp_backend=None if cuda or world_size() == 1 else "gloo",
         seed=training.seed,
         data_seed=training.seed,
         eval_strategy="epoch",
@@ -198,14 +200,18 @@ def make_trainer(config: Config, data: PreparedData, folder: Path, tracker: Trac
     """The Trainer for `config`, its checkpoints under `folder`. Test images are not among what it is given."""
     training = config.training
     rows = training_rows(data, training.oversample, training.seed)
-    accumulated = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    if len(rows) < training.per_device_train_batch_size:
+    accumulated = training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size()
+    if len(rows) < training.per_device_train_batch_size * world_size():
         raise MissingPrerequisite(
             f"{len(rows)} training images for training.per_device_train_batch_size="
-            f"{training.per_device_train_batch_size}: bring more images or lower the batch size"
+            f"{training.per_device_train_batch_size} in {world_size()} process(es): bring more images or lower the "
+            "batch size"
         )
     set_seed(training.seed)
     model = build_model(config.model)
+    if world_size() > 1 and torch.cuda.is_available():
+        # Statistics of the whole batch, as one process has them. There is no such layer for processors.
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     trainer = PneumoniaTrainer(
         model=model,
         args=_arguments(config, folder),
@@ -226,26 +232,40 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     """Train on the `train` split of `prepared` and write the bundle `out`.
 
     The best epoch (validation AUROC), the temperature and the threshold come from the `val` split; `test` is not
-    looked at. Checkpoints and the resolved configuration lie beside `out`. Raises GateRefused where no threshold
-    meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from is missing,
-    StorageError where the disk is full.
+    looked at. Checkpoints and the resolved configuration lie beside `out`. Under torchrun every process calls this and
+    the first one writes; batch sizes are those of one process, and all share the disk of `out`. Raises GateRefused
+    where no threshold meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from
+    is missing, StorageError where the disk is full.
     """
     data = load_prepared(prepared)
     folder = out.parent / CHECKPOINTS
-    write_text(out.parent / "config.yaml", to_yaml(config))
     tags = {"data_digest": str(data.manifest["digest"]), "synthetic": str(data.manifest["synthetic"])}
+    if not is_main():
+        _fit(config, data, folder, NoTracker())
+        wait_for_all()
+        return open_bundle(out)
+    write_text(out.parent / "config.yaml", to_yaml(config))
     with writing_to(out), track(config, out.parent.name, tags) as tracker:
-        trainer = make_trainer(config, data, folder, tracker)
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        print(f"train: {config.model.name}, {parameters:,} parameters, {len(trainer.train_dataset)} images an epoch "
-              "after oversampling", file=sys.stderr)  # fmt: skip
-        run(trainer, _resume_point(folder) if config.training.resume else None)
+        trainer = _fit(config, data, folder, tracker)
         write_json(out.parent / "history.json", trainer.state.log_history)
         bundle = _write(config, data, trainer.model, out)
         tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
                      if item["value"] is not None})  # fmt: skip
         tracker.tag(BUNDLE_TAG, bundle.digest)
+    wait_for_all()
     return bundle
+
+
+def _fit(config: Config, data: PreparedData, folder: Path, tracker: Tracker) -> PneumoniaTrainer:
+    """Train to the end; the trainer with the best epoch's weights, the same in every process."""
+    trainer = make_trainer(config, data, folder, tracker)
+    if is_main():
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        print(f"train: {config.model.name}, {parameters:,} parameters, {len(trainer.train_dataset)} images an epoch "
+              f"after oversampling{f', {world_size()} processes' if world_size() > 1 else ''}",
+              file=sys.stderr)  # fmt: skip
+    run(trainer, _resume_point(folder) if config.training.resume else None)
+    return trainer
 
 
 def run(trainer: PneumoniaTrainer, resume_from: str | None) -> None:

@@ -1,0 +1,44 @@
+"""Deploy: a canary that is tested before it gets traffic, and then takes the place of the model that is served."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components.image import STEP_IMAGE
+
+
+@dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
+def deploy(
+    settings: list[str],
+    library_version: str,
+    namespace: str,
+    inference_service: str,
+    canary_percent: int,
+    release: Input[Artifact],
+    bundle: Input[Model],
+    fetched: Input[Dataset],
+    deployed: Output[Artifact],
+):
+    """Brings a release to an InferenceService of KServe: as a canary without traffic, tested, with some, promoted.
+
+    A canary that fails a test is removed and the step fails with 5 and the reasons; the model that was served stays.
+    Fails with 4 where the cluster lacks KServe or this step may not change it. Safe to run again after it was stopped
+    anywhere. Never cached. Not run on a cluster.
+
+    Args:
+        settings: as `fetch` gave them.
+        library_version: version of `pneumonia` that the pipeline was compiled for.
+        namespace: of the InferenceService.
+        inference_service: its name.
+        canary_percent: share of the traffic that a tested canary gets before it is promoted.
+        release: from publish.
+        bundle: the bundle of that release, with the probe to test the canary by.
+        fetched: from fetch; it holds the probe's images.
+        deployed: JSON: what was changed, and what the tests found.
+    """
+    from pneumonia.pipelines.step import deploy_release, step
+
+    with step("deploy", library_version):
+        from pathlib import Path
+
+        given = (Path(release.path), Path(bundle.path), Path(fetched.path))
+        deploy_release(settings, *given, namespace, inference_service, canary_percent, Path(deployed.path))

@@ -1,0 +1,185 @@
+"""The one-method seam to a Kubernetes API server, and the paths below it that releases need."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, ServerUnavailable
+
+FIELD_MANAGER = "pneumonia-deploy"
+KSERVE_SINCE = "0.20"
+"""The first KServe with spec.canary in Standard mode; traffic shares on its HTTPRoutes came with 0.21."""
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 30.0
+_RETRIED = (429, 500, 502, 503, 504)
+_ATTEMPTS = 4
+
+_ROOTS = {
+    "inferenceservices": "/apis/serving.kserve.io/v1beta1",
+    "deployments": "/apis/apps/v1",
+    "httproutes": "/apis/gateway.networking.k8s.io/v1",
+    "services": "/api/v1",
+    "pods": "/api/v1",
+    "configmaps": "/api/v1",
+}
+
+
+class ApiError(PneumoniaError):
+    """What an API server refused. status: HTTP. kind_known: False where there is no such kind of object (no CRD)."""
+
+    def __init__(self, status: int, message: str, kind_known: bool = True) -> None:
+        self.status = status
+        self.kind_known = kind_known
+        super().__init__(message)
+
+
+class Cluster(Protocol):
+    """An API server."""
+
+    def request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """One call: GET, POST or PATCH (JSON merge patch, RFC 7396) -> the answered object.
+
+        Raises ApiError for an answer of 400 and above, ServerUnavailable for none.
+        """
+        ...
+
+
+class KubernetesCluster:
+    """Through the `kubernetes` client: a pod's own account, or the kubeconfig ($KUBECONFIG) of whoever calls."""
+
+    def __init__(self, context: str | None = None) -> None:
+        try:
+            from kubernetes import client, config
+        except ImportError as error:
+            raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[pipelines]'") from error
+        try:
+            # A context is a name in a kubeconfig, so it asks for one.
+            config.load_config(context=context) if context is None else config.load_kube_config(context=context)
+        except (config.ConfigException, OSError) as error:
+            raise MissingPrerequisite(
+                f"no cluster to talk to ({' '.join(str(error).split())}); set KUBECONFIG, choose a context that it "
+                "has, or run in a pod"
+            ) from error
+        self._api = client.ApiClient()
+        self._api_exception = client.ApiException
+
+    def request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """See `Cluster`. What only reads is tried again where the server is busy."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self._once(method, path, body, query)
+            except (ApiError, ServerUnavailable) as error:
+                passing = isinstance(error, ServerUnavailable) or error.status in _RETRIED
+                if method != "GET" or not passing or attempt == _ATTEMPTS:
+                    raise
+            time.sleep(2**attempt / 4)
+        raise AssertionError("unreachable")
+
+    def _once(
+        self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        import urllib3
+
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        try:
+            answer = self._api.call_api(
+                path,
+                method,
+                query_params=list((query or {}).items()),
+                header_params={"Accept": "application/json", "Content-Type": kind},
+                body=body,
+                response_type="object",
+                auth_settings=["BearerToken"],
+                _return_http_data_only=True,
+                _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            )
+        except self._api_exception as error:
+            raise _api_error(int(error.status or 0), error.body or error.reason or "") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise ServerUnavailable(
+                f"no answer from the cluster at {self._api.configuration.host} ({error}); check KUBECONFIG and the "
+                "network"
+            ) from error
+        return dict(answer)
+
+
+def _api_error(status: int, body: str | bytes) -> ApiError:
+    """An answer's Status object in one line; without one, or without its object's name, the path itself is unknown."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    try:
+        said = json.loads(text)
+        message, details = str(said["message"]), said.get("details") or {}
+    except (ValueError, TypeError, KeyError):
+        return ApiError(status, " ".join(text.split())[:300] or "no reason given", kind_known=status != 404)
+    return ApiError(status, " ".join(message.split()), kind_known=status != 404 or bool(details.get("name")))
+
+
+class Namespace:
+    """Objects of one namespace by kind and name; the API's refusals become errors that say what to do."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.name = namespace
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        """The object, or None where there is none."""
+        try:
+            return self.cluster.request("GET", self._path(kind, name))
+        except ApiError as error:
+            # A cluster without the Gateway API has no routes; every other kind is needed.
+            if error.status == 404 and (error.kind_known or kind == "httproutes"):
+                return None
+            raise self.explain(error, "get", kind, name) from error
+
+    def list(self, kind: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Objects that carry all `labels`."""
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        try:
+            found = self.cluster.request("GET", self._path(kind), query={"labelSelector": selector})
+        except ApiError as error:
+            raise self.explain(error, "list", kind, selector) from error
+        return list(found.get("items", ()))
+
+    def create(self, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A new object."""
+        try:
+            return self.cluster.request("POST", self._path(kind), body, {"fieldManager": FIELD_MANAGER})
+        except ApiError as error:
+            raise self.explain(error, "create", kind, body["metadata"]["name"]) from error
+
+    def patch(self, kind: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """JSON merge patch. Raises ApiError itself for 409: the object changed since the patch was made."""
+        try:
+            return self.cluster.request("PATCH", self._path(kind, name), body, {"fieldManager": FIELD_MANAGER})
+        except ApiError as error:
+            if error.status == 409:
+                raise
+            raise self.explain(error, "patch", kind, name) from error
+
+    def _path(self, kind: str, name: str = "") -> str:
+        return f"{_ROOTS[kind]}/namespaces/{self.name}/{kind}{'/' if name else ''}{name}"
+
+    def explain(self, error: ApiError, verb: str, kind: str, name: str) -> PneumoniaError:
+        """The library's own error for a refusal, with what to do about it."""
+        what = f"{verb} {kind} {name} in namespace {self.name}"
+        if "admission webhook" in str(error):
+            # KServe's rules; the answer is 403 as for missing rights.
+            return MissingPrerequisite(f"{what}: KServe refuses it: {error}")
+        if error.status == 404 and not error.kind_known and kind == "inferenceservices":
+            return MissingPrerequisite(
+                f"{what}: this cluster knows no InferenceService; install KServe {KSERVE_SINCE} or newer ({error})"
+            )
+        advice = {
+            401: "log in to the cluster again",
+            403: "the chart gives a ServiceAccount these rights with deployStep.enabled and deployStep.serviceAccounts",
+            404: "check the namespace and what is installed in it",
+            422: "check that KServe's CRDs and its controller are of one version",
+        }.get(error.status, "try again; what was done so far stays, and the next run goes on from it")
+        return MissingPrerequisite(f"{what}: the cluster answers {error.status} ({error}); {advice}")

@@ -1,0 +1,308 @@
+"""Training on several GPUs or nodes of a cluster: a TrainJob of Kubeflow Trainer, followed to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pneumonia import contract
+from pneumonia.bundle import Bundle, extend_bundle, open_bundle
+from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, ServerUnavailable
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+RUNTIME = "torch-distributed"
+"""Kubeflow Trainer's own runtime for torchrun; its job and its container are both called `node`."""
+WORKSPACE = Path("/workspace")
+NODE = "node"
+JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+GPU = "nvidia.com/gpu"
+POLL_S = 5.0
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 60.0
+UNREACHABLE_FOR_S = 300.0
+"""How long the API server may stay away before the job counts as lost."""
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+              "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")  # fmt: skip
+_SECRETS = {name: "pneumonia-mlflow" if name.startswith("MLFLOW") else "pneumonia-s3" for name in _PASSED_ON}
+
+
+@dataclass(frozen=True)
+class JobShape:
+    """num_nodes, gpus: nodes, and GPUs of each. image: step image with CUDA. claim: ReadWriteMany volume claim.
+
+    tolerations, node_selector: of the nodes' pods; the usual taint of GPU nodes is tolerated anyway.
+    """
+
+    num_nodes: int
+    gpus: int
+    image: str
+    claim: str
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+
+
+def train_job(name: str, settings: Sequence[str], shape: JobShape, folder: str) -> dict[str, Any]:
+    """The TrainJob object: torchrun of `pneumoctl train` on what lies in WORKSPACE/<folder>/prepared."""
+    where = f"{WORKSPACE}/{folder}"
+    gpus = str(shape.gpus)
+    train = ["pneumoctl", "train", *settings, "--prepared", f"{where}/prepared", f"output_dir={where}/out"]
+    mount = {"name": "workspace", "mountPath": str(WORKSPACE)}
+    pod: dict[str, Any] = {
+        "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}, *map(dict, shape.tolerations)],
+        "volumes": [
+            {"name": "workspace", "persistentVolumeClaim": {"claimName": shape.claim}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}},
+        ],
+        "containers": [
+            {"name": NODE, "volumeMounts": [mount, {"name": "shared-memory", "mountPath": "/dev/shm"}]}
+        ],
+    }  # fmt: skip
+    if shape.node_selector:
+        pod["nodeSelector"] = dict(shape.node_selector)
+    job = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    secrets = [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
+        for key, secret in _SECRETS.items()
+    ]
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "TrainJob",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "pneumonia"}},
+        "spec": {
+            "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": RUNTIME},
+            "trainer": {
+                "image": shape.image,
+                "numNodes": shape.num_nodes,
+                "numProcPerNode": shape.gpus,
+                # torchrun takes nodes, processes and the meeting point from the PET_* variables that Trainer sets.
+                "command": ["torchrun", "--no-python", *train],
+                "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}, *secrets],
+                "resourcesPerNode": {"limits": {GPU: gpus}, "requests": {GPU: gpus}},
+            },
+            "runtimePatches": [
+                {
+                    "manager": "pneumonia.train/step",
+                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
+                }
+            ],
+        },
+    }
+
+
+def train_on_cluster(
+    settings: Sequence[str],
+    prepared: Path,
+    out: Path,
+    shape: JobShape,
+    *,
+    workspace: Path = WORKSPACE,
+    namespace: str | None = None,
+    api: Any = None,
+    poll_s: float = POLL_S,
+) -> Bundle:
+    """Train in a TrainJob on `prepared` and write the bundle `out`; the log of the first node goes to stderr.
+
+    settings: configuration overrides. workspace: where the claim of `shape` is mounted here. namespace: of the job;
+    this pod's own by default. api: a kubernetes.client.ApiClient; this pod's account by default. Job and files go at
+    the end, and when SIGTERM or Ctrl-C comes. Raises PneumoniaError with the job's reason where it fails or is deleted
+    meanwhile, MissingPrerequisite where the cluster refuses, ServerUnavailable where it stays away.
+    """
+    name = f"pneumonia-train-{uuid.uuid4().hex[:8]}"
+    folder = workspace / name
+    jobs = _Jobs(api or _in_cluster(), namespace or _own_namespace())
+    with _terminate_as_interrupt():
+        try:
+            shutil.copytree(prepared, folder / "prepared")
+            jobs.create(train_job(name, settings, shape, name))
+            _follow(jobs, name, poll_s)
+            made = list((folder / "out").glob(f"*/bundle/{contract.BUNDLE_MANIFEST}"))
+            if not made:
+                raise PneumoniaError(f"TrainJob {name} ended with success and without a bundle; see its log above")
+            return extend_bundle(open_bundle(made[0].parent), out, {})
+        except OSError as error:
+            raise MissingPrerequisite(
+                f"{workspace}: {error}; mount the ReadWriteMany claim {shape.claim} there, in this step and the nodes"
+            ) from error
+        finally:
+            jobs.delete(name)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _follow(jobs: _Jobs, name: str, poll_s: float) -> None:
+    """Show the log of the first node until the job has ended. Raises PneumoniaError where it failed or is gone."""
+    shown = _Log(jobs, name)
+    lost_since: float | None = None
+    while True:
+        try:
+            ended = _ended(jobs.get(name))
+            shown.more()
+            lost_since = None
+        except ServerUnavailable as error:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > UNREACHABLE_FOR_S:
+                raise
+            print(f"train: {error}; asking again", file=sys.stderr, flush=True)
+            ended = None
+        if ended is not None:
+            if ended:
+                raise PneumoniaError(f"TrainJob {name} failed: {shown.reason() or ended}")
+            return
+        time.sleep(poll_s)
+
+
+def _ended(job: Mapping[str, Any]) -> str | None:
+    """None while the job runs, "" where it succeeded, else why it failed."""
+    for condition in job.get("status", {}).get("conditions", []):
+        if condition["status"] == "True" and condition["type"] == "Complete":
+            return ""
+        if condition["status"] == "True" and condition["type"] == "Failed":
+            return f"{condition['reason']}: {condition['message']}"
+    return None
+
+
+class _Log:
+    """What the first node has written, each line once."""
+
+    def __init__(self, jobs: _Jobs, name: str) -> None:
+        self.jobs, self.name = jobs, name
+        self.lines: list[str] = []
+
+    def more(self) -> None:
+        """Show what is new. A pod that is not there yet has written nothing."""
+        lines = self.jobs.log(self.name).splitlines()
+        # A pod that was replaced begins anew.
+        new = lines[len(self.lines) :] if lines[: len(self.lines)] == self.lines else lines
+        self.lines = lines
+        for line in new:
+            print(line, file=sys.stderr, flush=True)
+
+    def reason(self) -> str:
+        """The last error line that the library itself wrote; empty where there is none."""
+        errors = [line.removeprefix("error: ") for line in self.lines if line.startswith("error: ")]
+        return errors[-1] if errors else ""
+
+
+class _Jobs:
+    """TrainJobs of one namespace through the Kubernetes API."""
+
+    def __init__(self, api: Any, namespace: str) -> None:
+        from kubernetes import client
+
+        self.namespace = namespace
+        self.objects, self.core = client.CustomObjectsApi(api), client.CoreV1Api(api)
+        self.place = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": PLURAL}
+        self.timeout = {"_request_timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)}
+
+    def create(self, job: Mapping[str, Any]) -> None:
+        """A new job."""
+        with self._explained("create TrainJob"):
+            self.objects.create_namespaced_custom_object(**self.place, body=job, **self.timeout)
+        print(f"train: TrainJob {job['metadata']['name']} in namespace {self.namespace}", file=sys.stderr, flush=True)
+
+    def get(self, name: str) -> dict[str, Any]:
+        """The job. Raises PneumoniaError where it is gone."""
+        with self._explained("get TrainJob", gone=f"TrainJob {name} was deleted while it ran"):
+            return dict(self.objects.get_namespaced_custom_object(**self.place, name=name, **self.timeout))
+
+    def log(self, name: str) -> str:
+        """All that the first node has written so far; empty before it runs."""
+        labels = f"{JOB_LABEL}={name},{INDEX_LABEL}=0"
+        with self._explained("read the log of TrainJob"):
+            pods = self.core.list_namespaced_pod(self.namespace, label_selector=labels, **self.timeout).items
+            started = [pod for pod in pods if pod.status.phase in ("Running", "Succeeded", "Failed")]
+            if not started:
+                return ""
+            newest = max(started, key=lambda pod: str(pod.metadata.creation_timestamp))
+            pod = (newest.metadata.name, self.namespace)
+            return str(self.core.read_namespaced_pod_log(*pod, container=NODE, **self.timeout))
+
+    def delete(self, name: str) -> None:
+        """Remove the job with its pods; one that is gone is fine, one that cannot be removed is said."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            self.objects.delete_namespaced_custom_object(
+                **self.place, name=name, propagation_policy="Background", **self.timeout
+            )
+        except (ApiException, HTTPError) as error:
+            if getattr(error, "status", None) != 404:
+                print(f"train: delete TrainJob {name} by hand, it could not be ({_one_line(error)})", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str, gone: str | None = None) -> Iterator[None]:
+        """The API's refusals as errors that say what to do. gone: message of a 404, which else means no such kind."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ApiException as error:
+            if error.status == 404 and gone:
+                raise PneumoniaError(gone) from error
+            if error.status in (429, 500, 502, 503, 504):
+                raise ServerUnavailable(f"{what}: the cluster is busy ({_one_line(error)})") from error
+            advice = {
+                403: "let this step's service account create, get and delete trainjobs and read pods and their logs",
+                404: "install Kubeflow Trainer 2",
+            }.get(error.status, "check that Kubeflow Trainer's CRDs and controller are of one version")
+            raise MissingPrerequisite(
+                f"{what} in namespace {self.namespace}: the cluster answers {_one_line(error)}; {advice}"
+            ) from error
+        except HTTPError as error:
+            raise ServerUnavailable(f"{what}: no answer from the cluster ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    """Status and message of an API error, without headers."""
+    body = getattr(error, "body", None)
+    try:
+        said = json.loads(body)["message"] if body else getattr(error, "reason", None) or str(error)
+    except (ValueError, KeyError, TypeError):
+        said = body
+    return " ".join(f"{getattr(error, 'status', '') or ''} {said}".split())[:400]
+
+
+def _in_cluster() -> Any:
+    """A client with this pod's account, or that of the kubeconfig."""
+    try:
+        from kubernetes import client, config
+    except ImportError as error:
+        raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[pipelines]'") from error
+    try:
+        config.load_config()
+    except (config.ConfigException, OSError) as error:
+        raise MissingPrerequisite(f"no cluster to train on ({error}); set KUBECONFIG, or run in a pod") from error
+    return client.ApiClient()
+
+
+def _own_namespace() -> str:
+    return _NAMESPACE_FILE.read_text("utf-8").strip() if _NAMESPACE_FILE.is_file() else "default"
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Kubernetes ends a step by SIGTERM; taken as Ctrl-C, it lets the job be removed."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

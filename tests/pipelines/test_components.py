@@ -1,0 +1,132 @@
+"""Components by their Python functions, with the artifacts that Kubeflow would give them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pneumonia import __version__, contract
+from pneumonia.bundle import Bundle, open_bundle
+from pneumonia.data.prepare import PreparedData
+from pneumonia.pipelines.notify import notify as say
+from tests.phantoms import OPEN_GATE, SMOKE
+from tests.pipelines.kubeflow import serve
+
+dsl = pytest.importorskip("kfp.dsl", reason="kfp is not installed; pip install 'pneumonia[pipelines]'")
+VERSION = {"library_version": __version__}
+DIGEST = {"data_digest": "d"}
+
+
+def artifact(kind: str, path: Path) -> Any:
+    """A kfp artifact at `path`, without metadata."""
+    made = getattr(dsl, kind)(name=path.name, uri=str(path), metadata={})
+    made.path = str(path)
+    return made
+
+
+def function(name: str) -> Any:
+    """The Python function of components/<name>."""
+    from importlib import import_module
+
+    return getattr(import_module(f"components.{name}.component"), name).python_func
+
+
+def settings(folder: Path, *overrides: str) -> list[str]:
+    return [*SMOKE, f"output_dir={folder}", "evaluation.bootstrap_samples=100", *overrides]
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Bundle, prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the component evaluate leaves."""
+    folder = Path(tmp_path_factory.mktemp("evaluate"))
+    out = {
+        "evaluation": artifact("Artifact", folder / "evaluation"),
+        "metrics": artifact("Metrics", folder / "metrics"),
+        "curves": artifact("ClassificationMetrics", folder / "curves"),
+        "report": artifact("HTML", folder / "report.html"),
+    }
+    given = {"trained": artifact("Model", trained.path), "prepared": artifact("Dataset", prepared.path)}
+    function("evaluate")(settings(folder), **DIGEST, **VERSION, **given, **out)
+    return out
+
+
+def test_the_user_interface_gets_figures_curve_matrix_and_report(evaluated: dict[str, Any]) -> None:
+    measured = json.loads((Path(evaluated["evaluation"].path) / contract.METRICS_FILE).read_text())
+    assert evaluated["metrics"].metadata["test_recall"] == measured["test"]["recall"]["value"]
+    shown = evaluated["curves"].metadata
+    rows = [row["row"] for row in shown["confusionMatrix"]["rows"]]
+    assert sum(map(sum, rows)) == measured["images"]
+    recall = rows[contract.PNEUMONIA][contract.PNEUMONIA] / sum(rows[contract.PNEUMONIA])
+    assert recall == pytest.approx(measured["test"]["recall"]["value"], abs=1e-6)
+    curve = shown["confidenceMetrics"]
+    assert (curve[0]["falsePositiveRate"], curve[-1]["recall"]) == (0, 1)
+    # The area under the curve that is shown is the AUROC that was measured.
+    pairs = itertools.pairwise(curve)
+    area = sum((b["falsePositiveRate"] - a["falsePositiveRate"]) * (a["recall"] + b["recall"]) / 2 for a, b in pairs)
+    assert area == pytest.approx(measured["test"]["auroc"]["value"], abs=0.01)
+    assert max(point["confidenceThreshold"] for point in curve) <= 1
+    json.dumps(shown, allow_nan=False)
+    assert "<html" in Path(evaluated["report"].path).read_text("utf-8").lower()
+
+
+def test_a_refusing_gate_writes_no_verdict_and_says_why_last(
+    evaluated: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = artifact("Artifact", tmp_path / "verdict.json")
+    with pytest.raises(SystemExit) as caught:
+        function("gate")(
+            settings(tmp_path, "gate.recall=1"), **VERSION, evaluation=evaluated["evaluation"], verdict=verdict
+        )
+    assert caught.value.code == 5
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the gate refused this model: ")
+    assert not Path(verdict.path).exists()
+
+
+def test_export_and_parity_hand_the_bundle_on_with_their_findings(
+    evaluated: dict[str, Any], trained: Bundle, prepared: PreparedData, tmp_path: Path
+) -> None:
+    verdict, data = artifact("Artifact", tmp_path / "verdict.json"), artifact("Dataset", prepared.path)
+    function("gate")(settings(tmp_path, *OPEN_GATE), **VERSION, evaluation=evaluated["evaluation"], verdict=verdict)
+    bundle, checked = artifact("Model", tmp_path / "bundle"), artifact("Model", tmp_path / "checked")
+    inputs = {"trained": artifact("Model", trained.path), "evaluation": evaluated["evaluation"], "prepared": data}
+    function("export_onnx")(settings(tmp_path), **DIGEST, **VERSION, verdict=verdict, **inputs, bundle=bundle)
+    metrics, report = artifact("Metrics", tmp_path / "metrics"), artifact("HTML", tmp_path / "parity.html")
+    function("parity")(
+        **DIGEST, **VERSION, bundle=bundle, prepared=data, checked=checked, metrics=metrics, report=report
+    )
+    assert open_bundle(Path(checked.path)).digest == open_bundle(Path(bundle.path)).digest
+    assert checked.metadata["model_id"] == bundle.metadata["model_id"]
+    assert checked.metadata["synthetic"] is True
+    assert metrics.metadata["onnx_label_agreement"] == 1.0
+    assert "onnx" in Path(report.path).read_text("utf-8")
+
+
+class Webhook:
+    """Keeps what it is sent and answers with `status`."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.received: list[Any] = []
+
+    def answer(self, method: str, path: str, query: Any, body: Any) -> tuple[int, Any]:
+        self.received.append(body)
+        return self.status, {}
+
+
+def test_a_webhook_is_told_how_the_run_ended() -> None:
+    hook = Webhook(200)
+    with serve(hook) as url:
+        say(url, "run-1", "FAILED", "the gate refused this model")
+    assert hook.received == [{"text": "pneumonia: run-1: failed: the gate refused this model"}]
+
+
+def test_a_webhook_that_fails_does_not_fail_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(Webhook(500)) as url:
+        say(url, "run-1", "SUCCEEDED", "")
+    say("http://127.0.0.1:9", "run-1", "SUCCEEDED", "")
+    say("no url", "run-1", "SUCCEEDED", "")
+    assert capsys.readouterr().err.count("was not delivered") == 3

@@ -1,0 +1,275 @@
+"""A release reaches patients only through its checks, and no interruption ever leaves them without the old one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pneumonia.core.prediction import Prediction
+from pneumonia.errors import DataError, DeployRefused, MissingPrerequisite, UsageError
+from pneumonia.inference.predictor import Predictor
+from pneumonia.release.deploy import DeployResult, deploy
+from pneumonia.release.fake_cluster import FakeCluster
+from tests.release.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def roll_out(world: World, cluster: Any, which: int = 1, connect: Any = None, **changes: Any) -> DeployResult:
+    """Deploy one of the two releases."""
+    rules = {"cluster": cluster, "connect": connect or cluster.connect, **RULES, **changes}
+    return deploy(str(world.releases[which]), world.bundles[which].path, world.images, **rules)
+
+
+def served(cluster: FakeCluster) -> dict[str, int]:
+    return cluster.traffic(NAMESPACE, SERVICE)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_release_is_tested_gets_its_share_and_is_promoted(world: World, replicas: int) -> None:
+    old, new = map(str, world.releases)
+    cluster, shares = world.cluster(replicas=replicas), []
+    request = cluster.request
+
+    def watch(*arguments: Any, **named: Any) -> dict[str, Any]:
+        answer = request(*arguments, **named)
+        if (share := served(cluster)) not in shares[-1:]:
+            shares.append(share)
+        return answer
+
+    cluster.request = watch  # type: ignore[method-assign]
+    result = roll_out(world, cluster, percent=20)
+    assert result.outcome == "promoted" and result.strategy == "canary" and result.reasons == []
+    assert shares == [{old: 100}, {old: 80, new: 20}, {new: 100}]
+    assert result.figures["accuracy"] == 1 and result.figures["probe_max_gap"] < 1e-5
+    predictor = spec_of(cluster)["predictor"]
+    assert predictor["name"] == f"r{world.releases[1].name[:12]}" and predictor["model"]["storageUri"] == new
+    assert "name" not in predictor["model"] and "canary" not in spec_of(cluster)
+    (workload,) = cluster.workloads.values()
+    assert len(workload.pods) == replicas
+    # Pods of the canary went on as those of the stable predictor.
+    assert workload.generation == replicas
+
+
+def test_deploying_what_is_served_changes_nothing(world: World) -> None:
+    cluster = world.cluster()
+    roll_out(world, cluster)
+    before = spec_of(cluster)
+    cluster.log.clear()
+    again = roll_out(world, cluster)
+    assert again.outcome == "unchanged" and again.changes == []
+    assert spec_of(cluster) == before and not [line for line in cluster.log if not line.startswith("GET")]
+
+
+class Killed(BaseException):
+    """No handler may catch it, as none catches SIGKILL."""
+
+
+class DiesAfter:
+    """Passes calls on and ends the run right after the last one, whose effect stays."""
+
+    def __init__(self, cluster: FakeCluster, calls: int) -> None:
+        self.cluster = cluster
+        self.left = calls
+
+    def request(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        answer = self.cluster.request(*arguments, **named)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return answer
+
+
+@pytest.mark.parametrize("options", [{}, {"gateway": False}, {"replicas": 2}], ids=["canary", "shadow", "two pods"])
+def test_killed_after_any_call_the_old_model_serves_and_the_next_run_converges(
+    world: World, options: dict[str, Any]
+) -> None:
+    old, new = map(str, world.releases)
+    whole = world.cluster(**options)
+    roll_out(world, whole)
+    calls = len(whole.log)
+    assert calls > 15
+    for last in range(1, calls):
+        cluster = world.cluster(**options)
+        with pytest.raises(Killed):
+            roll_out(world, DiesAfter(cluster, last), connect=cluster.connect)
+        cluster.settle()
+        promoted = spec_of(cluster)["predictor"]["model"]["storageUri"] == new
+        # Nobody is left without an answer; the canary has its share at most, and the old model the rest.
+        assert "" not in served(cluster), f"after call {last}"
+        if not promoted:
+            assert served(cluster)[old] >= 90, f"after call {last}"
+            # A drained node in that moment brings the old model back, not the new one.
+            stable = "pneumonia-predictor"
+            cluster.restart_pods(NAMESPACE, stable)
+            assert {pod.uri for pod in cluster.workloads[NAMESPACE, stable].pods} == {old}
+        result = roll_out(world, cluster)
+        assert result.outcome == ("unchanged" if promoted else "promoted"), f"after call {last}"
+        cluster.settle()
+        assert served(cluster) == {new: 100} and len(cluster.workloads) == 1
+        assert spec_of(cluster) == spec_of(whole)
+
+
+def test_a_stable_pod_that_restarts_after_a_publication_serves_the_old_model(world: World) -> None:
+    """Publishing changes no folder that a pod reads."""
+    cluster = world.cluster()
+    cluster.restart_pods(NAMESPACE, "pneumonia-predictor")
+    (answer,) = cluster.connect("pneumonia-predictor.pneumonia.svc", 80).predict([_image(world)])
+    assert answer.model_id == world.bundles[0].model_id
+
+
+def _image(world: World) -> bytes:
+    return next(world.images.glob("*/*.jpeg")).read_bytes()
+
+
+class Changed:
+    """A server whose answers are changed on the way."""
+
+    def __init__(self, inner: Predictor, change: Any) -> None:
+        self.inner, self.change = inner, change
+
+    def predict(self, images: Sequence[bytes]) -> list[Prediction]:
+        return [self.change(answer) for answer in self.inner.predict(images)]
+
+
+def _slow(answer: Prediction) -> Prediction:
+    time.sleep(0.05)
+    return answer
+
+
+def _swapped(answer: Prediction) -> Prediction:
+    label = "NORMAL" if answer.label == "PNEUMONIA" else "PNEUMONIA"
+    return Prediction(label, answer.confidence, 1 - answer.probability, answer.threshold, answer.model_id)
+
+
+def _stranger(answer: Prediction) -> Prediction:
+    return Prediction(answer.label, answer.confidence, answer.probability, answer.threshold, "other@123456789012")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_slow, "p95 is"),
+        (_swapped, "probe images get another label"),
+        (_swapped, "is right about"),
+        (_stranger, "it serves other@123456789012, expected tiny@"),
+    ],
+)
+def test_a_bad_canary_is_removed_before_it_gets_traffic(world: World, change: Any, said: str) -> None:
+    cluster = world.cluster()
+
+    def connect(host: str, port: int) -> Predictor:
+        inner = cluster.connect(host, port)
+        return Changed(inner, change) if "-r" in host else inner
+
+    result = roll_out(world, cluster, connect=connect, max_slowdown=1.25 if change is _slow else 1000)
+    assert result.outcome == "refused" and any(said in reason for reason in result.reasons)
+    cluster.settle()
+    assert served(cluster) == {str(world.releases[0]): 100} and len(cluster.workloads) == 1
+    with pytest.raises(DeployRefused, match=said):
+        result.require()
+
+
+def test_a_canary_that_does_not_start_is_removed_with_its_pods_reasons(world: World) -> None:
+    cluster = world.cluster()
+    cluster.load = lambda uri: world.load(uri) if uri == str(world.releases[0]) else 1 / 0  # type: ignore[assignment,return-value]
+    result = roll_out(world, cluster, timeout_s=0.3)
+    assert result.outcome == "refused" and "CrashLoopBackOff (exit 1)" in result.reasons[0]
+    cluster.settle()
+    assert served(cluster) == {str(world.releases[0]): 100}
+
+
+def test_without_weights_on_routes_the_release_is_tested_and_replaced(world: World) -> None:
+    for options in ({"gateway": False}, {"kserve": "0.20"}):
+        cluster = world.cluster(**options)
+        result = roll_out(world, cluster)
+        assert (result.outcome, result.strategy) == ("promoted", "shadow")
+        assert any("no traffic is split" in change for change in result.changes)
+        cluster = world.cluster(**options)
+        with pytest.raises(MissingPrerequisite, match="use strategy=shadow"):
+            roll_out(world, cluster, strategy="canary")
+        assert "canary" not in spec_of(cluster)
+
+
+def test_what_is_missing_is_named_and_nothing_is_changed(world: World) -> None:
+    def refuse(said: str, cluster: FakeCluster, **changes: Any) -> None:
+        with pytest.raises(MissingPrerequisite, match=said):
+            roll_out(world, cluster, **changes)
+        assert not [line for line in cluster.log if not line.startswith("GET")]
+
+    empty = FakeCluster()
+    refuse("no InferenceService pneumonia in namespace pneumonia: the first model is installed by the chart", empty)
+    refuse("install KServe 0.20 or newer", FakeCluster(kserve="none"))
+    for kind in ("inferenceservices", "configmaps"):
+        forbidden = world.cluster()
+        forbidden.forbidden = frozenset({("get", kind)})
+        refuse(f"get {kind} .*answers 403.*deployStep.enabled", forbidden)
+    baked = world.cluster()
+    del baked.objects["inferenceservices", NAMESPACE, SERVICE]["spec"]["predictor"]["model"]
+    refuse("built into the image", baked)
+    knative = world.cluster()
+    knative.objects["inferenceservices", NAMESPACE, SERVICE]["metadata"]["annotations"] = {}
+    refuse("serving.kserve.io/deploymentMode is None, canaries need 'Standard'", knative)
+    with pytest.raises(MissingPrerequisite, match="not a release"):
+        deploy("s3://models/latest", world.bundles[1].path, world.images, cluster=world.cluster(), **RULES)
+
+
+def test_no_right_to_patch_and_an_older_kserve(world: World) -> None:
+    cluster = world.cluster(forbidden=frozenset({("patch", "inferenceservices")}))
+    with pytest.raises(MissingPrerequisite, match=r"patch inferenceservices pneumonia .*403"):
+        roll_out(world, cluster)
+    with pytest.raises(MissingPrerequisite, match=r"older than 0\.20"):
+        roll_out(world, world.cluster(kserve="0.15"))
+
+
+def test_two_writers_and_a_canary_of_another_release(world: World) -> None:
+    """A conflict is read and thought over again; what another run left behind is replaced."""
+    cluster = world.cluster()
+    request, touched = cluster.request, []
+
+    def meddle(method: str, path: str, *rest: Any, **named: Any) -> dict[str, Any]:
+        if method == "PATCH" and not touched:
+            touched.append(request("PATCH", path, {"metadata": {"labels": {"someone": "else"}}}))
+        return request(method, path, *rest, **named)
+
+    cluster.request = meddle  # type: ignore[method-assign]
+    assert roll_out(world, cluster).outcome == "promoted" and touched
+
+
+def test_images_that_are_not_the_probes_are_refused_before_the_cluster_is_asked(world: World, tmp_path: Path) -> None:
+    for label in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "x.jpeg").write_bytes(label.encode())
+    cluster = world.cluster()
+    with pytest.raises(DataError, match="has 0 of the 10 test images"):
+        deploy(str(world.releases[1]), world.bundles[1].path, tmp_path, cluster=cluster, **RULES)
+    assert cluster.log == []
+
+
+def test_managed_by_values_writes_files_and_asks_no_cluster(world: World, tmp_path: Path) -> None:
+    import yaml
+
+    release = str(world.releases[1])
+    arguments = {"managed_by": "values", "values_dir": tmp_path, "percent": 5}
+    result = deploy(release, world.bundles[1].path, world.images, **arguments)
+    name = f"r{world.releases[1].name[:12]}"
+    said = [yaml.safe_load(path.read_text())["model"] for path in sorted(tmp_path.iterdir())]
+    assert said == [
+        {"canary": {"name": name, "uri": release, "trafficPercent": 0}},
+        {"canary": {"name": name, "uri": release, "trafficPercent": 5}},
+        {"predictorName": name, "uri": release, "canary": {"name": "", "uri": "", "trafficPercent": 0}},
+    ]
+    assert result.outcome == "written" and len(result.changes) == 3
+
+
+@pytest.mark.parametrize("plan", [{"strategy": "bold"}, {"percent": 0}, {"managed_by": "nobody"}])
+def test_settings_are_checked(world: World, plan: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        deploy(str(world.releases[1]), world.bundles[1].path, world.images, cluster=FakeCluster(), **plan)
