@@ -259,7 +259,8 @@ def _client() -> Any:
         response_checksum_validation="when_required",
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return boto3.client("s3", region_name=region, config=config)
+    # A session of its own: boto3's shared one keeps the credentials that it saw first.
+    return boto3.session.Session().client("s3", region_name=region, config=config)
 
 
 @contextlib.contextmanager
