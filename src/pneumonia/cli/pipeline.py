@@ -24,7 +24,7 @@ def run(
     data: Path | None = typer.Option(None, help="Folder of X-rays; without it, phantoms are drawn."),
     experiment: str | None = typer.Option(None, help="Experiment: local, smoke. Default: local."),
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
-    release_root: Path = typer.Option(Path(), help="Folder that gets releases/<bundle digest>."),
+    release_root: Path = typer.Option(Path(), help="Folder that gets releases/<digest>."),
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
 ) -> None:
     """Fetch, prepare, train, evaluate, pass the gate, export and publish, each step a process of its own.
