@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import stat
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from pneumonia.bundle import Bundle
 from pneumonia.errors import BundleError, BundleNotFound
 from pneumonia.release.publish import publish, publish_release, read_release, release_name, verify_release
 from pneumonia.release.stores import FolderStore
+from tests.release.killing import die, killed
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -156,13 +156,7 @@ def test_killed_at_every_step_there_is_no_half_release(bundle: Bundle, tmp_path:
     while died:
         steps += 1
         root = tmp_path / str(steps)
-        if (child := os.fork()) == 0:
-            _die_at_change(root, steps)
-            try:
-                publish(bundle.path, root)
-            finally:
-                os._exit(0)
-        died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        died = killed(_publish_and_die, bundle.path, root, steps)
         for release in FolderStore(root).releases():
             verify_release(root / "releases" / release)
         assert not [path for path in root.glob("releases/[!.]*") if not (path / contract.RELEASE_MANIFEST).exists()]
@@ -170,8 +164,8 @@ def test_killed_at_every_step_there_is_no_half_release(bundle: Bundle, tmp_path:
     assert steps > 20
 
 
-def _die_at_change(root: Path, steps: int) -> None:
-    """Kill this process at the n-th write, rename or removal below `root`."""
+def _publish_and_die(bundle: Path, root: Path, steps: int) -> None:
+    """Publish, and die at the n-th write, rename or removal below `root`."""
     left = [steps]
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
@@ -180,9 +174,10 @@ def _die_at_change(root: Path, steps: int) -> None:
         if (writes or changes) and str(root) in str(arguments[0]):
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
 
     sys.addaudithook(watch)
+    publish(bundle, root)
 
 
 def test_a_volume_is_named_as_servers_see_it(bundle: Bundle, tmp_path: Path) -> None:

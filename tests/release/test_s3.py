@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +12,12 @@ import pytest
 from pneumonia import contract
 from pneumonia.bundle import Bundle
 from pneumonia.errors import BundleError, MissingPrerequisite, ServerUnavailable, UsageError
-from pneumonia.release import publish as publishing
+from pneumonia.release import stores
 from pneumonia.release.publish import publish, publish_release, verify_release
 from pneumonia.release.retention import prune
 from pneumonia.release.stores import S3Store, open_store
 from tests.bundles import tiny_bundle
+from tests.release.killing import die, killed
 from tests.s3 import BUCKET, KEY, SECRET, s3_server
 
 pytest.importorskip("boto3", reason="boto3 is not installed; pip install 'pneumonia[s3]'")
@@ -77,7 +76,7 @@ def test_a_release_in_a_bucket_is_the_one_in_a_folder(bundle: Bundle, root: str,
 
 
 class DiesAtWrite:
-    """A client that kills this very process after its n-th write."""
+    """A client that kills its own process after its n-th write."""
 
     def __init__(self, client: Any, writes: int) -> None:
         self._client, self._left = client, writes
@@ -90,30 +89,16 @@ class DiesAtWrite:
             answer = getattr(self._client, name)(**arguments)
             self._left -= 1
             if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             return answer
 
         return write
 
 
-def killed_after(bundle: Bundle, root: str, writes: int) -> bool:
-    """Publish in a child that dies after so many writes; False where it came to its end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            store = S3Store(BUCKET, root.removeprefix(f"s3://{BUCKET}/"))
-            store.client = DiesAtWrite(store.client, writes)
-            publishing_store(store, bundle)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-
-def publishing_store(store: S3Store, bundle: Bundle) -> None:
-    import pneumonia.release.stores
-
-    pneumonia.release.stores.open_store = lambda root: store
-    publishing.publish_release(bundle.path, "s3://unused")
+def publish_and_die(bundle: Path, root: str, writes: int) -> None:
+    client = stores._client()
+    stores._client = lambda: DiesAtWrite(client, writes)
+    publish_release(bundle, root)
 
 
 def test_killed_at_every_write_there_is_no_half_release_and_the_next_run_completes_it(
@@ -125,7 +110,7 @@ def test_killed_at_every_write_there_is_no_half_release_and_the_next_run_complet
         here = f"{root}/{writes}"
         old = publish_release(tmp_path / "first", here)
         before = content(here)
-        died = killed_after(bundle, here, writes)
+        died = killed(publish_and_die, bundle.path, here, writes)
         complete = set(open_store(here).releases())
         # What is served is never touched, and what is half written is no release.
         assert before.items() <= content(here).items() and old.name == first.name in complete
