@@ -33,7 +33,8 @@ def s3_server(home: Path) -> Iterator[str]:
              "s3.port", "s3.port.grpc")  # fmt: skip
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [weed, "server", f"-dir={home}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-s3.port.iceberg=0",
-               "-s3.port.lance=0", f"-s3.config={home / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
+               "-s3.port.lance=0",
+               f"-s3.config={home / 's3.json'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
                "-master.volumePreallocate=false", "-volume.max=8", "-volume.preStopSeconds=0",
                *(f"-{name}={port}" for name, port in ports.items())]  # fmt: skip
     with (home / "weed.log").open("wb") as log:

@@ -11,7 +11,7 @@ from typing import Any
 # A process that forks children must not have threads, and pytest's has those of every library that was imported.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["pneumonia.release.publish", "pneumonia.release.stores", "pneumonia.triton.repository"]
+    ["pneumonia.release.publish", "pneumonia.release.stores", "pneumonia.triton.repository", "boto3"]
 )
 
 
