@@ -108,7 +108,7 @@ CARD_FILE: Final = "model_card.md"
 TRACKING_DIR: Final = "runs"
 TRACKING_DIR_ENV: Final = "PNEUMONIA_TRACKING_DIR"
 
-# A release: <root>/releases/<bundle sha-256>/<model>/1/, its manifest written last.
+# A release: <root>/releases/<sha-256 of what it holds>/<model>/1/, its manifest written last.
 RELEASES_DIR: Final = "releases"
 RELEASE_MANIFEST: Final = "release.json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle, open_bundle
+from pneumonia.core.prediction import Prediction
 from pneumonia.core.preprocess import preprocess
 from pneumonia.inference.onnx_runtime import OnnxPredictor, open_session
 from pneumonia.inference.predictor import Predictor
@@ -24,8 +25,8 @@ SERVICE = NAMESPACE = "pneumonia"
 RULES: dict[str, Any] = {
     "poll_s": 0.0,
     "soak_s": 0.0,
-    "timeout_s": 2.0,
-    "route_timeout_s": 0.5,
+    "timeout_s": 60.0,
+    "route_timeout_s": 60.0,
     "latency_requests": 2,
     # What the machine does meanwhile must not decide a test that is about something else.
     "max_slowdown": 1000.0,
@@ -46,7 +47,7 @@ class World:
         if uri not in self.loaded:
             verify_release(Path(uri))
             bundle = next(b for b, release in zip(self.bundles, self.releases, strict=True) if str(release) == uri)
-            self.loaded[uri] = OnnxPredictor(bundle.path, "cpu")
+            self.loaded[uri] = Remembering(OnnxPredictor(bundle.path, "cpu"))
         return self.loaded[uri]
 
     def cluster(self, **options: Any) -> FakeCluster:
@@ -55,6 +56,20 @@ class World:
         cluster = FakeCluster(self.load, **options)
         install(cluster, str(self.releases[0]), replicas)
         return cluster
+
+
+class Remembering:
+    """Asks about an image once: hundreds of rollouts ask the same."""
+
+    def __init__(self, inner: Predictor) -> None:
+        self.inner = inner
+        self.answers: dict[bytes, Prediction] = {}
+
+    def predict(self, images: Sequence[bytes]) -> list[Prediction]:
+        for image in images:
+            if image not in self.answers:
+                (self.answers[image],) = self.inner.predict([image])
+        return [self.answers[image] for image in images]
 
 
 def make_world(root: Path) -> World:

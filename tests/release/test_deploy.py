@@ -80,11 +80,12 @@ class DiesAfter:
         self.left = calls
 
     def request(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        answer = self.cluster.request(*arguments, **named)
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
-        return answer
+        try:
+            return self.cluster.request(*arguments, **named)
+        finally:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
 
 
 @pytest.mark.parametrize("options", [{}, {"gateway": False}, {"replicas": 2}], ids=["canary", "shadow", "two pods"])
@@ -189,12 +190,12 @@ def test_a_canary_that_does_not_start_is_removed_with_its_pods_reasons(world: Wo
 def test_without_weights_on_routes_the_release_is_tested_and_replaced(world: World) -> None:
     for options in ({"gateway": False}, {"kserve": "0.20"}):
         cluster = world.cluster(**options)
-        result = roll_out(world, cluster)
+        result = roll_out(world, cluster, route_timeout_s=0.3)
         assert (result.outcome, result.strategy) == ("promoted", "shadow")
         assert any("no traffic is split" in change for change in result.changes)
         cluster = world.cluster(**options)
         with pytest.raises(MissingPrerequisite, match="use strategy=shadow"):
-            roll_out(world, cluster, strategy="canary")
+            roll_out(world, cluster, strategy="canary", route_timeout_s=0.3)
         assert "canary" not in spec_of(cluster)
 
 

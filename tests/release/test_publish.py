@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from pneumonia import contract
 from pneumonia.bundle import Bundle
 from pneumonia.errors import BundleError, BundleNotFound, StorageError
-from pneumonia.release.publish import publish, read_release, release_name, verify_release
+from pneumonia.release.publish import publish, publish_release, read_release, release_name, verify_release
+from pneumonia.release.stores import FolderStore
+from tests.release.killing import die, killed
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -123,3 +126,70 @@ def test_a_bundle_without_graph_or_at_all(bundle: Bundle, tmp_path: Path) -> Non
 def test_no_release_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="publish the bundle again"):
         read_release(tmp_path)
+
+
+def test_another_library_version_or_backend_is_another_release(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release holds backend files of the library, so a newer library never finds an older one's in its place."""
+    first = publish(bundle.path, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pneumonia.release.publish.__version__", "9.9.9")
+        second = publish(bundle.path, tmp_path)
+    assert first != second and read_release(second)["library_version"] == "9.9.9"
+    assert publish(bundle.path, tmp_path, backend="onnxruntime") not in (first, second)
+    verify_release(first)
+    verify_release(second)
+
+
+def test_a_manifest_that_was_changed_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    release = publish(bundle.path, tmp_path)
+    path = release / contract.RELEASE_MANIFEST
+    path.write_text(path.read_text("utf-8").replace(bundle.model_id, "other@000000000000"))
+    with pytest.raises(BundleError, match=f"{contract.RELEASE_MANIFEST}: was changed"):
+        verify_release(release)
+
+
+def test_killed_at_every_step_there_is_no_half_release(bundle: Bundle, tmp_path: Path) -> None:
+    """SIGKILL at the n-th change to the disk, for every n; the next publication is whole."""
+    died, steps = True, 0
+    while died:
+        steps += 1
+        root = tmp_path / str(steps)
+        died = killed(_publish_and_die, bundle.path, root, steps)
+        for release in FolderStore(root).releases():
+            verify_release(root / "releases" / release)
+        assert not [path for path in root.glob("releases/[!.]*") if not (path / contract.RELEASE_MANIFEST).exists()]
+        verify_release(publish(bundle.path, root))
+    assert steps > 20
+
+
+def _publish_and_die(bundle: Path, root: Path, steps: int) -> None:
+    """Publish, and die at the n-th write, rename or removal below `root`."""
+    left = [steps]
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        changes = event in ("os.rename", "os.mkdir", "os.chmod", "os.remove", "os.rmdir")
+        if (writes or changes) and str(root) in str(arguments[0]):
+            left[0] -= 1
+            if left[0] == 0:
+                die()
+
+    sys.addaudithook(watch)
+    publish(bundle, root)
+
+
+def test_a_volume_is_named_as_servers_see_it(bundle: Bundle, tmp_path: Path) -> None:
+    release = publish_release(bundle.path, tmp_path, served_from="pvc://models/")
+    assert release.uri == f"pvc://models/releases/{release.name}"
+    verify_release(tmp_path / "releases" / release.name)
+
+
+def test_what_a_killed_publication_left_goes_after_a_day(bundle: Bundle, tmp_path: Path) -> None:
+    old, fresh = tmp_path / "releases" / ".building.old", tmp_path / "releases" / ".building.fresh"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    publish(bundle.path, tmp_path)
+    assert not old.exists() and fresh.exists()

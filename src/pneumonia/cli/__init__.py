@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add every command group to `app`. The modules import heavy libraries only inside their functions."""
-    from pneumonia.cli import data, demo, infer, pipeline, release, score, train
+    from pneumonia.cli import data, demo, infer, model, pipeline, release, score, train
 
-    for module in (data, train, infer, score, release, pipeline, demo):
+    for module in (data, train, infer, score, release, model, pipeline, demo):
         module.register(app)

@@ -38,7 +38,7 @@ def demo(
     data: Path | None = typer.Option(None, help="Folder of X-rays; without it, phantoms are drawn."),
     keep: bool = typer.Option(False, "--keep", help="Keep drawn images, the pixel cache and checkpoints of the run."),
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
-    release_root: Path = typer.Option(Path(), help="Folder that gets releases/<bundle digest>."),
+    release_root: Path = typer.Option(Path(), help="Folder that gets releases/<digest>."),
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
 ) -> None:
     """Run the pipeline, serve its release, and ask about one NORMAL and one PNEUMONIA image in every mode.

@@ -27,7 +27,7 @@ def run(
     data: Path | None = typer.Option(None, help="Folder of X-rays; without it, phantoms are drawn."),
     experiment: str | None = typer.Option(None, help="Experiment: local, smoke. Default: local."),
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
-    release_root: Path = typer.Option(Path(), help="Folder that gets releases/<bundle digest>."),
+    release_root: Path = typer.Option(Path(), help="Folder that gets releases/<digest>."),
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
     baseline: bool = typer.Option(False, "--baseline", help="Fit a logistic regression too, to compare with."),
     tensorrt: bool = typer.Option(False, "--tensorrt", help="Add a TensorRT engine to the bundle; needs a GPU."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -58,8 +59,11 @@ class KubernetesCluster:
         except ImportError as error:
             raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[pipelines]'") from error
         try:
-            # A context is a name in a kubeconfig, so it asks for one.
-            config.load_config(context=context) if context is None else config.load_kube_config(context=context)
+            given = os.environ.get("KUBECONFIG")
+            if given is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+                config.load_incluster_config()
+            else:
+                config.load_kube_config(given, context)
         except (config.ConfigException, OSError) as error:
             raise MissingPrerequisite(
                 f"no cluster to talk to ({' '.join(str(error).split())}); set KUBECONFIG, choose a context that it "

@@ -50,7 +50,7 @@ class Plan:
     soak_s: float = 300.0
     timeout_s: float = 900.0
     route_timeout_s: float = 60.0
-    poll_s: float = 2.0
+    poll_s: float = 1.0
     latency_requests: int = checks.LATENCY_REQUESTS
     max_slowdown: float = checks.MAX_SLOWDOWN
     max_gap: float = checks.MAX_PROBABILITY_GAP

@@ -15,10 +15,13 @@ _URI_TAG = "release_uri"
 _RUN_TAGS = ("exported_bundle_digest", "bundle_digest")
 
 
-def set_alias(tracking_uri: str | None, model: str, release_uri: str, alias: str, bundle_digest: str) -> str | None:
+def set_alias(
+    tracking_uri: str | None, model: str, release_uri: str, alias: str, bundle_digest: str | None = None
+) -> str | None:
     """Point `alias` of the registered model at the release, registering it first where it is not; the version's number.
 
     tracking_uri: as tracking.uri, `local` or a server; None does nothing and returns None. model: name in the registry.
+    bundle_digest: links a new version with the run that made the bundle.
     Raises ServerUnavailable where the server does not answer, MissingPrerequisite where it refuses.
     """
     if tracking_uri is None:
@@ -69,7 +72,7 @@ def _version(client: Any, model: str, release: str) -> str | None:
     return min((version.version for version in found), key=int, default=None)
 
 
-def _register(client: Any, tracking_uri: str, model: str, release_uri: str, bundle_digest: str) -> str:
+def _register(client: Any, tracking_uri: str, model: str, release_uri: str, bundle_digest: str | None) -> str:
     """A new version, linked with the run that made the bundle where this tracker knows it."""
     from mlflow.exceptions import MlflowException
 
@@ -81,10 +84,11 @@ def _register(client: Any, tracking_uri: str, model: str, release_uri: str, bund
     experiment = client.get_experiment_by_name(model)
     runs: list[Any] = []
     for tag in _RUN_TAGS:
-        runs = runs or client.search_runs([experiment.experiment_id], f"tags.{tag} = '{bundle_digest}'", max_results=1)
+        if bundle_digest and not runs:
+            runs = client.search_runs([experiment.experiment_id], f"tags.{tag} = '{bundle_digest}'", max_results=1)
     run = runs[0].info.run_id if runs else None
     # A server refuses paths of machines that it cannot see; the run's own copy of the bundle it knows.
     remote = tracking_uri.startswith("http") and "://" not in release_uri and run is not None
-    tags = {_RELEASE_TAG: release_name_of(release_uri), _URI_TAG: release_uri, "bundle_digest": bundle_digest}
+    tags = {_RELEASE_TAG: release_name_of(release_uri), _URI_TAG: release_uri}
     made = client.create_model_version(model, f"runs:/{run}/bundle" if remote else release_uri, run, tags=tags)
     return str(made.version)

@@ -51,7 +51,7 @@ class Rollout:
         namespace: str,
         connect: Connect = connect_http,
         timeout_s: float = 900.0,
-        poll_s: float = 2.0,
+        poll_s: float = 1.0,
     ) -> None:
         self.namespace = Namespace(cluster, namespace)
         self.name = service

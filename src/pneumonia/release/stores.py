@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from pneumonia import contract
 from pneumonia.errors import BundleError, DependencyMissing, MissingPrerequisite, ServerUnavailable, UsageError
+from pneumonia.files import NO_ROOM, cannot_write
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
@@ -99,13 +100,20 @@ class FolderStore:
     @contextlib.contextmanager
     def building(self) -> Iterator[Path]:
         """See `Store`. It lies on the store's own disk, so that it can be renamed into place."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self.folder))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self.folder))
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
         try:
             # mkdtemp makes private folders; a server under another user has to read the release.
             os.chmod(temporary, 0o755)
             yield temporary
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise cannot_write(self.folder, error) from error
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -259,7 +267,8 @@ def _client() -> Any:
         response_checksum_validation="when_required",
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return boto3.client("s3", region_name=region, config=config)
+    # A session of its own: boto3's shared one keeps the credentials that it saw first.
+    return boto3.session.Session().client("s3", region_name=region, config=config)
 
 
 @contextlib.contextmanager
