@@ -12,6 +12,8 @@ PNEUMONIA: Final = 1
 # Preprocessing defaults. A bundle records its own values and every reader takes them from there.
 IMAGE_SIZE: Final = 224
 RESAMPLE: Final = "bilinear"
+SCALED_DECODING: Final = 2.0
+"""JPEG files are decoded no smaller than this many times IMAGE_SIZE; docs/adr/0010 has the measurements."""
 PIXEL_MEAN: Final = (0.485, 0.456, 0.406)
 PIXEL_STD: Final = (0.229, 0.224, 0.225)
 

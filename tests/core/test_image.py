@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from pathlib import Path
 
@@ -113,6 +114,44 @@ def test_both_sides_are_scaled_and_nothing_is_cropped() -> None:
     assert (out[:, :9] > 200).all()
     assert (out[:, -9:] > 200).all()
     assert (out[:, 20:200] == 0).all()
+
+
+def _radiograph(mode: str = "L") -> Image.Image:
+    random = np.random.default_rng(3)
+    coarse = Image.fromarray(random.integers(0, 256, (12, 10), dtype=np.uint8))
+    scene = np.asarray(coarse.resize((1300, 1700), Image.Resampling.BICUBIC), float) + random.normal(0, 5, (1700, 1300))
+    return Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_scaled_decoding_of_a_large_jpeg_stays_close_to_all_its_pixels(mode: str, progressive: bool) -> None:
+    data = _encode(_radiograph(mode), "JPEG", quality=85, progressive=progressive)
+    spec = Preprocessing()
+    assert min(decode_image(data, least_side=spec.least_side).size) in range(448, 1300)
+    gap = np.abs(pixels(data, spec).astype(int) - pixels(data, dataclasses.replace(spec, scaled_decoding=None)))
+    assert gap.max() <= 3
+
+
+def test_scaled_decoding_keeps_orientation_and_sees_damage() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    data = _encode(_radiograph(), "JPEG", exif=exif)
+    whole = decode_image(data)
+    small = decode_image(data, least_side=448)
+    assert small.size == (whole.size[0] // 2, whole.size[1] // 2) == (850, 650)
+    with pytest.raises(ImageError, match="damaged"):
+        decode_image(data[: len(data) // 2], least_side=448)
+
+
+def test_small_files_and_older_bundles_are_decoded_whole() -> None:
+    spec = Preprocessing()
+    data = _encode(_radiograph().resize((890, 890)), "JPEG")
+    assert decode_image(data, least_side=spec.least_side).size == (890, 890)
+    older = {key: value for key, value in spec.to_json().items() if key != "scaled_decoding"}
+    assert Preprocessing.from_json(older).least_side is None
+    with pytest.raises(BundleError, match="scaled_decoding"):
+        Preprocessing.from_json({**older, "scaled_decoding": 0.5})
 
 
 def test_the_table_equals_plain_arithmetic() -> None:

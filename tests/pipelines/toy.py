@@ -6,7 +6,7 @@ from kfp.dsl import Artifact, Input, Output
 from pneumonia import __version__
 
 
-@dsl.component(base_image="python", install_kfp_package=False)
+@dsl.component(base_image=f"pneumonia-step:{__version__}", install_kfp_package=False)
 def act(code: str, library_version: str, done: Output[Artifact]):
     from pneumonia.pipelines.step import step
 
@@ -15,7 +15,7 @@ def act(code: str, library_version: str, done: Output[Artifact]):
         open(done.path, "w").close()
 
 
-@dsl.component(base_image="python", install_kfp_package=False)
+@dsl.component(base_image=f"pneumonia-step:{__version__}", install_kfp_package=False)
 def after(mark: str, done: Input[Artifact], marked: Output[Artifact]):
     open(mark, "w").close()
 

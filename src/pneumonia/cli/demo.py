@@ -40,6 +40,7 @@ def demo(
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
     release_root: Path = typer.Option(Path(), help="Folder that gets releases/<digest>."),
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
+    engine: str = typer.Option("subprocess", help="What runs the steps: subprocess, or docker (`make images` first)."),
 ) -> None:
     """Run the pipeline, serve its release, and ask about one NORMAL and one PNEUMONIA image in every mode.
 
@@ -52,7 +53,7 @@ def demo(
     began = time.monotonic()
     arguments = pipeline_arguments(overrides or [], data=data, experiment=None)
     arguments["release_root"] = str(release_root.resolve())
-    run = run_pipeline(arguments, runs=runs, output=output)
+    run = run_pipeline(arguments, runs=runs, output=output, engine=engine)
     asked = ask(run, first_of_each_class(run))
     if not keep:
         for name in _MADE_AGAIN:

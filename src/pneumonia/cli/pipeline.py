@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 def run(
     overrides: list[str] | None = _OVERRIDES,
-    engine: str = typer.Option("subprocess", help="What runs the steps: subprocess."),
+    engine: str = typer.Option(
+        "subprocess", help="What runs the steps: subprocess, or docker with the image of `make images`."
+    ),
     data: Path | None = typer.Option(None, help="Folder of X-rays; without it, phantoms are drawn."),
     experiment: str | None = typer.Option(None, help="Experiment: local, smoke. Default: local."),
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),

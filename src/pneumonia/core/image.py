@@ -58,8 +58,11 @@ def unwrap_base64(data: bytes) -> bytes:
         return data
 
 
-def decode_image(data: bytes, name: str = "image") -> Image.Image:
+def decode_image(data: bytes, name: str = "image", least_side: int | None = None) -> Image.Image:
     """Decode JPEG, PNG or DICOM bytes to a single-channel 8-bit image, `mode == "L"`, upright.
+
+    least_side: what comes may be smaller than the file's image, down to this many pixels a side. A JPEG file is then
+    decoded at 1/2, 1/4 or 1/8, from the low frequencies of its blocks, which is an anti-aliased reduction; None: whole.
 
     A radiograph is monochrome: colour is reduced to luminance (ITU-R BT.601, which leaves grey pixels as they are),
     transparency is laid over black, 16 bits are scaled to 8, and EXIF rotation is applied.
@@ -85,6 +88,9 @@ def decode_image(data: bytes, name: str = "image") -> Image.Image:
                 raise ImageError(
                     f"{name}: {width}x{height} pixels; a radiograph of at least {MIN_SIDE}x{MIN_SIDE} is needed"
                 )
+            if least_side is not None:
+                # Does nothing for PNG. "L" takes the luminance that the file holds instead of making colours of it.
+                image.draft("L", (least_side, least_side))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
     except ImageError:

@@ -27,13 +27,15 @@ class Preprocessing:
     """How pixels become a tensor; stored in a bundle and read from it, never assumed.
 
     size: side of the square in pixels. resample: Pillow's filter name, applied with anti-aliasing.
-    mean, std: per channel, for values in 0..1.
+    mean, std: per channel, for values in 0..1. scaled_decoding: JPEG files are decoded at 1/2, 1/4 or 1/8 as long as
+    both sides stay this many times `size`, which takes less time than all their pixels; None: never.
     """
 
     size: int = contract.IMAGE_SIZE
     resample: str = contract.RESAMPLE
     mean: tuple[float, float, float] = contract.PIXEL_MEAN
     std: tuple[float, float, float] = contract.PIXEL_STD
+    scaled_decoding: float | None = contract.SCALED_DECODING
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -43,12 +45,21 @@ class Preprocessing:
     def from_json(cls, value: dict[str, Any]) -> Preprocessing:
         """Inverse of `to_json`. Raises BundleError on a missing key or a filter that is not known."""
         try:
-            spec = cls(int(value["size"]), str(value["resample"]), tuple(value["mean"]), tuple(value["std"]))
-        except (KeyError, TypeError) as error:
+            spec = cls(int(value["size"]), str(value["resample"]), tuple(value["mean"]), tuple(value["std"]),
+                       # Bundles from before there was a choice were trained on images decoded whole.
+                       None if value.get("scaled_decoding") is None else float(value["scaled_decoding"]))  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"preprocessing {value!r}: size, resample, mean and std are needed") from error
         if spec.resample not in _FILTERS:
             raise BundleError(f"resample filter {spec.resample!r} is not one of {', '.join(_FILTERS)}")
+        if spec.scaled_decoding is not None and spec.scaled_decoding < 1:
+            raise BundleError(f"scaled_decoding {spec.scaled_decoding}: expected 1 or more, or null")
         return spec
+
+    @property
+    def least_side(self) -> int | None:
+        """For `decode_image`: what a side may shrink to before the resize, in pixels."""
+        return None if self.scaled_decoding is None else round(self.scaled_decoding * self.size)
 
 
 def pixels(data: bytes, spec: Preprocessing, name: str = "image") -> npt.NDArray[np.uint8]:
@@ -56,7 +67,7 @@ def pixels(data: bytes, spec: Preprocessing, name: str = "image") -> npt.NDArray
 
     Raises ImageError.
     """
-    image = decode_image(data, name)
+    image = decode_image(data, name, spec.least_side)
     if image.size != (spec.size, spec.size):
         image = image.resize((spec.size, spec.size), _FILTERS[spec.resample])
     return np.asarray(image, dtype=np.uint8)

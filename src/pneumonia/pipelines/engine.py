@@ -9,8 +9,10 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +57,40 @@ def forget_retries(pipeline_spec: Any) -> None:
             task.ClearField("retry_policy")
 
 
-def main(request_file: str) -> int:
-    """Run what the request says: {pipeline, arguments, root, scratch}. 0 where every step succeeded, else 1."""
-    request = json.loads(Path(request_file).read_text("utf-8"))
+def subprocess_runner(request: Mapping[str, Any]) -> Any:
+    """Steps as processes of this interpreter."""
     shield_interpreter(Path(request["scratch"]) / "bin")
+    from kfp import local
+
+    return local.SubprocessRunner(use_venv=False)
+
+
+def docker_runner(request: Mapping[str, Any]) -> Any:
+    """Steps as containers of the step image."""
+    from kfp import local
+    from kfp.local import docker_task_handler
+
+    from pneumonia.pipelines.containers import follow, run_options
+
+    # By default the signal ends this process at once, and the container of the step goes on.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    docker_task_handler.run_docker_container = follow
+    return local.DockerRunner(**run_options(request))
+
+
+RUNNERS = {"subprocess": subprocess_runner, "docker": docker_runner}
+
+
+def main(request_file: str) -> int:
+    """Run what the request says: {engine, pipeline, arguments, root, scratch}. 0 where every step succeeded, else 1."""
+    request = json.loads(Path(request_file).read_text("utf-8"))
+    runner = RUNNERS[request["engine"]](request)
     from kfp import local
     from kfp.components import load_component_from_file
 
-    local.init(
-        local.SubprocessRunner(use_venv=False),
-        pipeline_root=request["root"],
-        workspace_root=str(Path(request["scratch"]) / "workspace"),
-        raise_on_error=True,
-    )
+    workspace = Path(request["scratch"]) / "workspace"
+    workspace.mkdir(exist_ok=True)
+    local.init(runner, pipeline_root=request["root"], workspace_root=str(workspace), raise_on_error=True)
     choose_artifacts_of_branches()
     try:
         pipeline = load_component_from_file(request["pipeline"])

@@ -23,9 +23,10 @@ from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, StepFailed, UsageError
 from pneumonia.files import replace_directory, write_json
+from pneumonia.pipelines.containers import require_docker, step_image, stop_containers
 from pneumonia.pipelines.step import ERROR_DIR_ENV
 
-ENGINES = ("subprocess",)
+ENGINES = ("subprocess", "docker")
 LOG_FILE = "pipeline.log"
 KILL_AFTER_S = 10.0
 
@@ -86,12 +87,15 @@ def run_pipeline(
 
     arguments: the pipeline's parameters (release_root, experiment, source, data_root, overrides). Progress goes to
     stderr, everything to <runs>/<timestamp>/pipeline.log. Raises StepFailed with the failed step's reason and exit
-    code, UsageError where `output` holds something other than a bundle, DependencyMissing without kfp.
+    code, UsageError where `output` holds something other than a bundle, DependencyMissing without kfp,
+    MissingPrerequisite for engine="docker" without a Docker daemon or the step image.
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: not one of {', '.join(ENGINES)}")
     if importlib.util.find_spec("kfp") is None:
         raise DependencyMissing("kfp is not installed; pip install 'pneumonia[train,pipelines,serve]'")
+    if engine == "docker":
+        require_docker(step_image())
     _check_replaceable(output)
     compiled = pipeline or compiled_pipeline()
     folder = _new_run(runs)
@@ -99,9 +103,15 @@ def run_pipeline(
     print(f"pipeline: run {folder}, log {log}", file=sys.stderr, flush=True)
     # Short and private: kfp leaves a folder a step in TMPDIR, and sockets under it allow about 100 characters.
     with tempfile.TemporaryDirectory(prefix="pneumonia-") as scratch:
-        request = {"pipeline": str(compiled), "arguments": dict(arguments), "root": str(folder), "scratch": scratch}
+        request = {"engine": engine, "pipeline": str(compiled), "arguments": dict(arguments), "root": str(folder),
+                   "scratch": scratch}  # fmt: skip
         write_json(folder / "request.json", request)
-        progress, code = _drive(folder, Path(scratch), log)
+        try:
+            progress, code = _drive(folder, Path(scratch), log)
+        except BaseException:
+            if engine == "docker":
+                stop_containers(folder)
+            raise
     if code != 0 or progress.running:
         raise _failure(folder, progress.failed or progress.running, log)
     bundle = install_bundle(artifact(folder, "parity*", "checked"), output)

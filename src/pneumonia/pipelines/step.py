@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pneumonia import __version__
+from pneumonia import __version__, contract
 from pneumonia.bundle import open_bundle
 from pneumonia.errors import ConfigError, DependencyMissing, PneumoniaError, UsageError
 from pneumonia.files import write_json
@@ -105,8 +105,11 @@ def publish_bundle(settings: Sequence[str], bundle: Path, root: str, s3_endpoint
     tracking = compose(settings).tracking.uri
     if s3_endpoint:
         os.environ["AWS_ENDPOINT_URL_S3"] = s3_endpoint
-    release = publish_release(bundle, root)
-    set_alias(tracking, REGISTERED_MODEL, release.uri, CANDIDATE, open_bundle(bundle).digest)
+    opened = open_bundle(bundle)
+    # An engine is only built where GPU nodes are to serve it.
+    backend = "tensorrt" if opened.has(contract.ENGINE_FILE) else "python"
+    release = publish_release(bundle, root, backend=backend)
+    set_alias(tracking, REGISTERED_MODEL, release.uri, CANDIDATE, opened.digest)
     write_json(out, {"release": release.uri, "model_id": release.model_id})
 
 
