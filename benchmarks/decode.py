@@ -125,11 +125,11 @@ def changed_answers(bundle: Path, xrays: Path) -> list[str]:
     verdict = "met" if median <= 0.01 and changed <= 0.01 else "MISSED"
     return [
         f"{IMAGES} X-rays enlarged to 1500 to 2500 pixels a side, model {opened.model_id}, whole against scaled "
-        f"decoding: median |Δp| {median:.1e}, largest {np.abs(scaled - whole).max():.4f}, {changed:.1%} of labels changed "
-        f"(to reach: .01 and 1 %): {verdict}.",
+        f"decoding: median |Δp| {median:.1e}, largest {np.abs(scaled - whole).max():.4f}, {changed:.1%} of "
+        f"labels changed (to reach: .01 and 1 %): {verdict}.",
         "",
-        "What bounds it: in larger files Huffman decoding, which every scale needs; in smaller ones the inverse transform "
-        "and the resize, of which a sixteenth is left.",
+        "What bounds it: in larger files Huffman decoding, which every scale needs; in smaller ones the inverse "
+        "transform and the resize, of which a sixteenth is left.",
     ]
 
 
