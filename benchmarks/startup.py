@@ -1,4 +1,4 @@
-"""How long a user waits for `pneumoctl`: --help, and one image through ONNX Runtime, against `import torch`.
+"""How long a user waits for `pneumoctl`: --help, one image through ONNX Runtime or Triton, against `import torch`.
 
     python benchmarks/startup.py [BUNDLE]
 
@@ -21,7 +21,13 @@ import numpy as np
 from _results import machine, write_section
 from PIL import Image
 
+from pneumonia.bundle import open_bundle
+from pneumonia.cli.demo import free_ports
+from pneumonia.triton.repository import write_repository
+from pneumonia.triton.server import TritonServer
+
 ROUNDS = 9
+TRITON = "pneumoctl infer --mode triton, the same image"
 
 
 def main() -> None:
@@ -39,14 +45,20 @@ def main() -> None:
             "pneumoctl infer --mode onnx, one image of 1200x1000": [
                 pneumoctl, "infer", image, "--mode", "onnx", "--bundle", bundle,
             ],
+            TRITON: [pneumoctl, "infer", image, "--mode", "triton", "--url", ""],
             "python -c 'import torch' (peer)": [sys.executable, "-c", "import torch"],
         }  # fmt: skip
         seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(ROUNDS):
-            for name, command in commands.items():
-                began = time.perf_counter()
-                subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=os.environ)
-                seconds[name].append(time.perf_counter() - began)
+        repository = Path(folder) / "repository"
+        write_repository(open_bundle(bundle), repository)
+        with TritonServer(repository, *free_ports(3)) as server:
+            server.wait_ready()
+            commands[TRITON][-1] = server.http_url
+            for _ in range(ROUNDS):
+                for name, command in commands.items():
+                    began = time.perf_counter()
+                    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=os.environ)
+                    seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     peer = medians["python -c 'import torch' (peer)"]
     rows = [f"| {name} | {median:.3f} s | {median / peer:.2f} |" for name, median in medians.items()]

@@ -143,7 +143,7 @@ def test_secrets_stand_in_the_release_only_when_asked_for() -> None:
     )
 
 
-def test_the_deploy_step_may_touch_one_object() -> None:
+def test_the_deploy_step_may_touch_one_service_and_its_history() -> None:
     role = next(item for item in helm_check.objects(ci("s3")) if item["metadata"]["name"] == "pneumonia-deploy")
     writing = [rule for rule in role["rules"] if set(rule["verbs"]) - {"get", "list", "watch"}]
     assert writing == [
@@ -152,7 +152,14 @@ def test_the_deploy_step_may_touch_one_object() -> None:
             "resources": ["inferenceservices"],
             "resourceNames": ["pneumonia"],
             "verbs": ["get", "watch", "patch"],
-        }
+        },
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": ["pneumonia-releases"],
+            "verbs": ["get", "patch"],
+        },
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
     ]
 
 

@@ -66,7 +66,7 @@ class Rollout:
         if found is None:
             raise MissingPrerequisite(
                 f"no InferenceService {self.name} in namespace {self.namespace.name}: the first model is installed by "
-                f"the chart, `helm install {self.name} helm/pneumonia -n {self.namespace.name} "
+                f"the chart, `helm install {self.name} <chart> -n {self.namespace.name} --set image.repository=<image> "
                 "--set model.source=s3 --set model.uri=<release> ...`; those after it are deployed"
             )
         return Service(found)
