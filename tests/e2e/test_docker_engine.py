@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pneumonia import contract
 from pneumonia.bundle import open_bundle
 from pneumonia.errors import MissingPrerequisite, StepFailed
 from pneumonia.pipelines.containers import RUN_LABEL, STEP_IMAGE_ENV, require_docker, step_image
@@ -30,6 +31,12 @@ def docker() -> None:
         require_docker(step_image())
     except MissingPrerequisite as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def tracking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs are recorded here and not in the folder of the tests."""
+    monkeypatch.setenv(contract.TRACKING_DIR_ENV, str(tmp_path / "tracking"))
 
 
 def containers() -> list[str]:
@@ -51,7 +58,7 @@ def containers() -> list[str]:
 def test_a_failed_container_is_a_failed_step(toy: Path, tmp_path: Path, code: str, exit_code: int, reason: str) -> None:
     mark = tmp_path / "runs" / "mark"
     with pytest.raises(StepFailed, match=reason) as caught:
-        run_pipeline({"code": code, "mark": str(mark), "tracking_uri": "null"}, runs=tmp_path / "runs",
+        run_pipeline({"code": code, "mark": str(mark)}, runs=tmp_path / "runs",
                      output=tmp_path / "models", pipeline=toy, engine="docker")  # fmt: skip
     assert caught.value.exit_code == exit_code
     assert not mark.exists(), "the step after the failed one ran"
@@ -61,7 +68,7 @@ def test_a_failed_container_is_a_failed_step(toy: Path, tmp_path: Path, code: st
 def test_an_interrupt_ends_the_container(toy: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pneumonia.pipelines.run import run_pipeline\n"
-        "run_pipeline({'code': 'import time; time.sleep(120)', 'mark': '', 'tracking_uri': 'null'},\n"
+        "run_pipeline({'code': 'import time; time.sleep(120)', 'mark': ''},\n"
         "             runs=Path(sys.argv[1]), pipeline=Path(sys.argv[2]), engine='docker')"
     )
     command = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs"), str(toy)])

@@ -99,19 +99,8 @@ def run_pipeline(
     _check_replaceable(output)
     compiled = pipeline or compiled_pipeline()
     folder = _new_run(runs)
+    progress, code = run_graph(compiled, arguments, folder, engine)
     log = folder / LOG_FILE
-    print(f"pipeline: run {folder}, log {log}", file=sys.stderr, flush=True)
-    # Short and private: kfp leaves a folder a step in TMPDIR, and sockets under it allow about 100 characters.
-    with tempfile.TemporaryDirectory(prefix="pneumonia-") as scratch:
-        request = {"engine": engine, "pipeline": str(compiled), "arguments": dict(arguments), "root": str(folder),
-                   "scratch": scratch}  # fmt: skip
-        write_json(folder / "request.json", request)
-        try:
-            progress, code = _drive(folder, Path(scratch), log)
-        except BaseException:
-            if engine == "docker":
-                stop_containers(folder)
-            raise
     if code != 0 or progress.running:
         raise _failure(folder, progress.failed or progress.running, log)
     bundle = install_bundle(artifact(folder, "parity*", "checked"), output)
@@ -126,6 +115,23 @@ def run_pipeline(
         log=log,
         seconds=progress.seconds,
     )
+
+
+def run_graph(pipeline: Path, arguments: Mapping[str, Any], folder: Path, engine: str) -> tuple[Progress, int]:
+    """Run any compiled pipeline in the existing folder `folder`; what it did, and the engine's exit status."""
+    log = folder / LOG_FILE
+    print(f"pipeline: run {folder}, log {log}", file=sys.stderr, flush=True)
+    # Short and private: kfp leaves a folder a step in TMPDIR, and sockets under it allow about 100 characters.
+    with tempfile.TemporaryDirectory(prefix="pneumonia-") as scratch:
+        request = {"engine": engine, "pipeline": str(pipeline), "arguments": dict(arguments), "root": str(folder),
+                   "scratch": scratch}  # fmt: skip
+        write_json(folder / "request.json", request)
+        try:
+            return _drive(folder, Path(scratch), log)
+        except BaseException:
+            if engine == "docker":
+                stop_containers(folder)
+            raise
 
 
 def artifact(run: Path, task: str, name: str) -> Path:
@@ -163,7 +169,7 @@ def _new_run(runs: Path) -> Path:
     raise PneumoniaError(f"{runs}: a hundred runs started in one second; start them apart")
 
 
-class _Progress:
+class Progress:
     """Follows the engine's output: all of it to the log, what a person wants to see to stderr."""
 
     def __init__(self, run: Path, log: IO[str]) -> None:
@@ -201,7 +207,7 @@ class _Progress:
         print(text, file=sys.stderr, flush=True)
 
 
-def _drive(folder: Path, scratch: Path, log: Path) -> tuple[_Progress, int]:
+def _drive(folder: Path, scratch: Path, log: Path) -> tuple[Progress, int]:
     """Run the engine process to its end and follow it. It and its steps go when this process is stopped."""
     (folder / "errors").mkdir()
     environment = {
@@ -216,7 +222,7 @@ def _drive(folder: Path, scratch: Path, log: Path) -> tuple[_Progress, int]:
     }
     command = [sys.executable, "-m", "pneumonia.pipelines.engine", str(folder / "request.json")]
     with log.open("w", encoding="utf-8") as stream, _terminate_as_interrupt():
-        progress = _Progress(folder, stream)
+        progress = Progress(folder, stream)
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
