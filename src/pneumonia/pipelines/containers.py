@@ -118,7 +118,7 @@ def follow(client: Any, image: str, command: Sequence[str], volumes: Mapping[str
             print(line)
         return int(container.wait()["StatusCode"])
     finally:
-        container.remove(force=True)
+        container.remove(force=True, v=True)
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -142,7 +142,7 @@ def stop_containers(run: Path) -> None:
 
         client = docker.from_env()
         for container in client.containers.list(all=True, filters={"label": f"{RUN_LABEL}={run.name}"}):
-            container.remove(force=True)
+            container.remove(force=True, v=True)
             print(f"pipeline: removed container {container.short_id}", file=sys.stderr)
     except Exception as error:
         print(f"pipeline: containers of {run.name} may be left ({_line(error)})", file=sys.stderr)
