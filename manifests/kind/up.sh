@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# Creates the local cluster and installs the platform on it; run again, it finishes what is missing. Not yet run.
+# Creates the local cluster and installs the platform on it (after `make images`); run again, it finishes what is missing.
+# Not yet run.
 set -euo pipefail
 # shellcheck source=manifests/kind/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need docker kind kubectl
 docker info >/dev/null 2>&1 || fail 4 "Docker does not answer; start it"
+# MLflow runs in it.
+docker image inspect "$STEP_IMAGE" >/dev/null 2>&1 ||
+  fail 4 "no image $STEP_IMAGE here; build it with make images, or set STEP_IMAGE"
 
 if cluster_exists; then
   say "cluster $CLUSTER is there"
 else
   kind create cluster --name "$CLUSTER" --config "$ROOT/kind-config.yaml" --wait 180s
 fi
+
+kind load docker-image "$STEP_IMAGE" --name "$CLUSTER"
 
 apply() { kube apply --server-side --force-conflicts -k "$ROOT/manifests/overlays/kind/$1"; }
 
