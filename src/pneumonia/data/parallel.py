@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
+from pneumonia.core.cores import usable_cores
 from pneumonia.errors import PneumoniaError
 
 CHUNK = 16
@@ -26,13 +27,6 @@ PROGRESS_SECONDS = 2.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parallel_map(
@@ -55,7 +49,7 @@ def parallel_map(
 
 
 def _results(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    processes = min(workers or cores(), len(items) // ITEMS_PER_PROCESS)
+    processes = min(workers or usable_cores(), len(items) // ITEMS_PER_PROCESS)
     if processes <= 1:
         yield from map(function, items)
         return

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
+from pneumonia.core.cores import compute_threads
 from pneumonia.core.prediction import Prediction, predictions
 from pneumonia.core.preprocess import preprocess
 from pneumonia.errors import BundleError, DeviceUnavailable
@@ -18,8 +19,10 @@ from pneumonia.errors import BundleError, DeviceUnavailable
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def open_session(graph: Path, device: str) -> Any:
-    """An onnxruntime.InferenceSession on `device` (auto, cpu or cuda).
+def open_session(graph: Path, device: str, spinning: bool = True) -> Any:
+    """An onnxruntime.InferenceSession on `device` (auto, cpu or cuda), with a thread for each core that it may use.
+
+    spinning: threads that wait for work burn their core meanwhile, which answers a lone caller sooner.
 
     Raises DeviceUnavailable where cuda is asked for and this ONNX Runtime has none, BundleError where the graph cannot
     be read.
@@ -35,6 +38,8 @@ def open_session(graph: Path, device: str) -> Any:
     providers = [_CPU] if device == "cpu" or _CUDA not in available else [_CUDA, _CPU]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = compute_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a class of its own for each cause, all of them from Exception.

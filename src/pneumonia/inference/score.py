@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pneumonia import contract
+from pneumonia.core.cores import usable_cores
 from pneumonia.core.prediction import Prediction
 from pneumonia.core.preprocess import normalize, pixels
 from pneumonia.errors import DataError, ImageError, PneumoniaError, ServerUnavailable
@@ -130,7 +130,7 @@ def in_process(predictor: TensorPredictor, workers: int = 0) -> Answerer:
             return _reason(error, item)
 
     def answers(items: Iterable[Item]) -> Generator[Answered, None, None]:
-        decoded = _ordered(decode, items, workers or _cores(), AHEAD)
+        decoded = _ordered(decode, items, workers or usable_cores(), AHEAD)
         while batch := list(islice(decoded, BATCH)):
             good = [gray for _, gray in batch if not isinstance(gray, str)]
             found = iter(predictor.answer(normalize(np.stack(good), spec)) if good else [])
@@ -198,12 +198,6 @@ class _Asker:
         if not self.away:
             self.away = True
             print(f"score: {error}; trying again for {self.retry_for_s:.0f} s", file=sys.stderr, flush=True)
-
-
-def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _reason(error: ImageError, item: Item) -> str:
