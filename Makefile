@@ -14,7 +14,7 @@ ARGS =
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
-.PHONY: kind-up kind-load kind-demo kind-down images push sbom
+.PHONY: kind-up kind-load kind-demo kind-down images docker-test push sbom
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -44,7 +44,10 @@ test: $(STAMP) ## Run every test but those of tests/e2e and tests/load
 	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load $(ARGS)
 
 e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
-	$(BIN)/python -m pytest tests/e2e $(ARGS)
+	$(BIN)/python -m pytest tests/e2e -m "not docker" $(ARGS)
+
+docker-test: $(STAMP) ## Run the tests of the images that `make images` built
+	$(BIN)/python -m pytest tests/e2e -m docker $(ARGS)
 
 load: $(STAMP) ## Load, faults and damaged requests against the real server: minutes; PNEUMONIA_LOAD_SCALE=.1 is a quick look
 	$(BIN)/python -m pytest tests/load -s $(ARGS)

@@ -12,7 +12,7 @@ declare -A arguments=(
     --build-arg EXTRAS=train,pipelines,data,dicom,parquet,s3,tensorrt"
 )
 docker=${DOCKER:-docker}
-version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' src/pneumonia/__init__.py)
+version=${VERSION:-$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' src/pneumonia/__init__.py)}
 release_copy=build/images/release
 
 fail() { # fail CODE SENTENCE
@@ -46,7 +46,7 @@ build() { # build IMAGE
   # Unquoted on purpose: both hold several words.
   # shellcheck disable=SC2086
   $docker build ${DOCKER_ARGS:-} ${arguments[$1]} "${given[@]}" --build-arg "VERSION=$version" \
-    --build-arg "REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
+    --build-arg "REVISION=$(git describe --always --abbrev=40 --dirty --exclude="*" 2>/dev/null || echo unknown)" \
     --file "images/${folder[$1]}/Dockerfile" --tag "$(tag "$1")" . >&2
   echo "built $(tag "$1") in $((SECONDS - began)) s" >&2
 }
