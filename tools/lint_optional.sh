@@ -16,7 +16,7 @@ check() { # check TOOL FILE...
   fi
 }
 
-mapfile -t scripts < <(git ls-files -- '*.sh' .ci/run)
+mapfile -t scripts < <(git ls-files -- '*.sh' .ci/run 'images/*/pneumonia-triton')
 mapfile -t dockerfiles < <(git ls-files -- 'images/*Dockerfile*')
 check shellcheck "${scripts[@]}"
 check hadolint "${dockerfiles[@]}"

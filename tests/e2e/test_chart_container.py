@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.bundles import xray
+from tests.containers import answers, require_image, serving
 
 pytest.importorskip("helm_python", reason="helm-python-sdk is not installed: `make setup`")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -26,9 +23,7 @@ import helm_check
 
 IMAGE_ENV = "PNEUMONIA_TRITON_IMAGE"
 
-
-def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=check)
+pytestmark = pytest.mark.docker
 
 
 def docker_arguments(container: dict[str, Any], volumes: list[dict[str, Any]]) -> list[str]:
@@ -50,22 +45,11 @@ def docker_arguments(container: dict[str, Any], volumes: list[dict[str, Any]]) -
     return [*arguments, "--entrypoint", command, container["image"], *container["args"]]
 
 
-def probe(address: str, path: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=4) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 @pytest.fixture(scope="module")
-def image() -> str:
-    name = os.environ.get(IMAGE_ENV)
-    if not name:
-        pytest.skip(f"{IMAGE_ENV} names no image of the server; `make images` builds one")
-    if shutil.which("docker") is None or docker("info", check=False).returncode:
-        pytest.skip("Docker does not answer")
-    return name
+def image(request: pytest.FixtureRequest) -> str:
+    """Of PNEUMONIA_TRITON_IMAGE, which has to hold a release, or one that is built for the tests."""
+    named = os.environ.get(IMAGE_ENV)
+    return require_image(named) if named else str(request.getfixturevalue("baked_image"))
 
 
 @pytest.fixture(scope="module")
@@ -83,26 +67,20 @@ def address(rendered: tuple[dict[str, Any], str]) -> Iterator[str]:
     """host:port of HTTP of the running container, once its startup probe succeeds."""
     predictor, _ = rendered
     (container,) = predictor["containers"]
-    name = docker("run", "--detach", *docker_arguments(container, predictor["volumes"])).stdout.strip()
-    try:
-        found = docker("port", name, str(container["ports"][0]["containerPort"])).stdout.split()[0]
-        startup = container["startupProbe"]
-        until = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
-        while not probe(found, startup["httpGet"]["path"]):
-            logs = docker("logs", name)
-            running = docker("inspect", "--format", "{{.State.Running}}", name).stdout.strip()
-            assert running == "true", f"the container ended:\n{(logs.stdout + logs.stderr)[-3000:]}"
-            assert time.monotonic() < until, f"not started:\n{(logs.stdout + logs.stderr)[-3000:]}"
-            time.sleep(1)
+    startup = container["startupProbe"]
+    with serving(
+        docker_arguments(container, predictor["volumes"]),
+        ready=startup["httpGet"]["path"],
+        timeout_s=startup["periodSeconds"] * startup["failureThreshold"],
+        port=container["ports"][0]["containerPort"],
+    ) as (_, found):
         yield found
-    finally:
-        docker("rm", "--force", name, check=False)
 
 
 def test_the_probes_succeed(rendered: tuple[dict[str, Any], str], address: str) -> None:
     (container,) = rendered[0]["containers"]
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert probe(address, container[name]["httpGet"]["path"]), name
+        assert answers(address, container[name]["httpGet"]["path"]), name
 
 
 def test_the_commands_of_the_notes_work(rendered: tuple[dict[str, Any], str], address: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import resource
 import secrets
 import sys
+from typing import NoReturn
 
 CLOSED = ("model-repository", "shared-memory", "trace", "logging")
 """Triton's groups of endpoints that change the server or reach its memory. What stays open only reads or infers."""
@@ -50,13 +51,8 @@ def limit_process() -> None:
         resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
-def main() -> None:
-    """Run the command of the arguments, hardened."""
-    command = sys.argv[1:]
-    allow_shared_memory = command[:1] == ["--allow-shared-memory"]
-    command = command[allow_shared_memory:]
-    if not command:
-        sys.exit("usage: python -m pneumonia.triton.hardening [--allow-shared-memory] COMMAND...")
+def become(command: list[str], allow_shared_memory: bool = False) -> NoReturn:
+    """Replace this process by tritonserver's command, hardened. Exits with a sentence where that cannot be run."""
     limit_process()
     # The models' byte code would be written into the release.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -64,6 +60,16 @@ def main() -> None:
         os.execvp(command[0], [*command, *hardening_flags(allow_shared_memory)])
     except OSError as error:
         sys.exit(f"error: {command[0]}: {error.strerror}")
+
+
+def main() -> None:
+    """Run the command of the arguments, hardened."""
+    command = sys.argv[1:]
+    allow_shared_memory = command[:1] == ["--allow-shared-memory"]
+    command = command[allow_shared_memory:]
+    if not command:
+        sys.exit("usage: python -m pneumonia.triton.hardening [--allow-shared-memory] COMMAND...")
+    become(command, allow_shared_memory)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""What a server image does with `pneumonia-triton REPOSITORY [FLAG...]`: check the release, then become Triton."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from pneumonia import contract
+from pneumonia.bundle import Manifest
+from pneumonia.errors import BundleNotFound, PneumoniaError, Refused, StorageError, UsageError
+from pneumonia.triton.hardening import become
+
+
+def server_command(arguments: list[str]) -> list[str]:
+    """The tritonserver command for REPOSITORY and the flags behind it.
+
+    Raises UsageError without a repository, BundleNotFound where it holds no release, StorageError where it cannot be
+    read, BundleError where it is damaged, Refused for a model trained on drawn images without ALLOW_SYNTHETIC_ENV.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"usage: {contract.SERVER_COMMAND} REPOSITORY [FLAG...], flags being tritonserver's")
+    repository = Path(arguments[0])
+    try:
+        _check(repository)
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or repository}: user {os.getuid()} cannot read it ({error.strerror}); let all users read "
+            "the release (chmod -R a+rX), or run as the user that owns it"
+        ) from error
+    # The configurations are complete; completing them would start every Python model twice.
+    return ["tritonserver", f"--model-repository={repository}", "--disable-auto-complete-config", *arguments[1:]]
+
+
+def _check(repository: Path) -> None:
+    config = repository / contract.ENSEMBLE / "config.pbtxt"
+    bundle = repository / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / contract.BUNDLE_MANIFEST
+    for file in (config, bundle):
+        # Not Path.exists: it takes what may not be read for what is absent, in some versions of Python.
+        try:
+            os.stat(file)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BundleNotFound(
+                f"{repository}: no release ({file.relative_to(repository)} is missing); mount the folder that "
+                "`pneumoctl publish` printed, or build it into the image with `make images RELEASE=<that folder>`"
+            ) from error
+    manifest = Manifest.read(bundle)
+    if manifest.synthetic and os.environ.get(contract.ALLOW_SYNTHETIC_ENV) != "1":
+        raise Refused(
+            f"{repository}: {manifest.name} was trained on drawn images and its answers mean nothing for a patient; "
+            f"serve a model trained on X-rays, or set {contract.ALLOW_SYNTHETIC_ENV}=1 to try the server"
+        )
+
+
+def main() -> None:
+    """Become the server; the library's errors are one line and their exit code."""
+    try:
+        command = server_command(sys.argv[1:])
+    except PneumoniaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    become(command)
+
+
+if __name__ == "__main__":
+    main()
