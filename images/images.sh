@@ -35,7 +35,11 @@ build() { # build IMAGE
   local began=$SECONDS given=()
   # NVIDIA's image is another base than Python's, so it has a variable of its own.
   case $1 in
-    triton) [ -z "${TRITON_BASE_IMAGE:-}" ] || given+=(--build-arg "BASE_IMAGE=$TRITON_BASE_IMAGE") ;;
+    triton)
+      [ -n "${TRITON_BASE_IMAGE:-}" ] ||
+        fail 2 "image triton needs TRITON_BASE_IMAGE=<tritonserver:25.09-py3 of NVIDIA's registry>; docs/images.md"
+      given+=(--build-arg "BASE_IMAGE=$TRITON_BASE_IMAGE")
+      ;;
     *) [ -z "${BASE_IMAGE:-}" ] || given+=(--build-arg "BASE_IMAGE=$BASE_IMAGE") ;;
   esac
   case $1 in

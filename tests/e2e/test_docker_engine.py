@@ -21,6 +21,7 @@ from pneumonia.release.publish import verify_release
 from tests.pipelines.conftest import toy as toy  # the fixture
 from tests.pipelines.test_local_run import OPEN_GATE, TINY, pipeline_run
 
+pytestmark = pytest.mark.docker
 REFUSED = "from pneumonia.errors import GateRefused; raise GateRefused(['test recall 0.5 is below 0.92'])"
 
 
