@@ -14,7 +14,7 @@ ARGS =
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
-.PHONY: kind-up kind-load kind-demo kind-down images docker-test push sbom
+.PHONY: kind-up kind-load kind-demo kind-down images docker-test push sbom tensorrt-docker triton-docker
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -102,6 +102,19 @@ images: ## Build the step image and the server's: IMAGES=, RELEASE=<folder>, BAS
 
 push: ## Push them: make images push REGISTRY=<registry>
 	@REGISTRY="$(REGISTRY)" bash images/images.sh push $(IMAGES)
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/pneumonia/__init__.py)
+# The folder of this checkout under its own name, as this user: what the container writes belongs to it.
+IN_CONTAINER := docker run --rm --gpus all --user $$(id -u):$$(id -g) --volume "$(CURDIR):$(CURDIR)" --workdir "$(CURDIR)"
+tensorrt-docker: ## Export with a TensorRT engine in NVIDIA's container: ARGS="--bundle ..."; not yet run on a GPU
+	$(IN_CONTAINER) --shm-size 2g pneumonia-step-cuda:$(VERSION) pneumoctl export --tensorrt $(ARGS)
+
+triton-docker: ## Serve RELEASE=<folder> with Triton on a GPU, on ports 8000 to 8002 of this machine; not yet run on one
+	@[ -f "$(RELEASE)/release.json" ] || { echo "error: RELEASE=$(RELEASE): no release there; give the folder that pneumoctl publish printed" >&2; exit 4; }
+	docker run --rm --gpus all --read-only --tmpfs /tmp --shm-size 1g --cap-drop ALL --security-opt no-new-privileges \
+		--publish 127.0.0.1:8000:8000 --publish 127.0.0.1:8001:8001 --publish 127.0.0.1:8002:8002 \
+		--env PNEUMONIA_ALLOW_SYNTHETIC --volume "$(abspath $(RELEASE)):/mnt/models:ro" \
+		pneumonia-triton-gpu:$(VERSION) /mnt/models
 
 # Syft's wheel carries its binary; in an environment of its own, because nothing else needs it.
 SYFT := build/syft
