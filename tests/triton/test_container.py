@@ -1,0 +1,93 @@
+"""What a server image says before it becomes Triton. The images themselves: tests/e2e/test_images.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pneumonia import contract
+from pneumonia.errors import BundleError, BundleNotFound, Refused, StorageError, UsageError
+from pneumonia.release.publish import publish
+from pneumonia.triton.container import server_command
+from tests.bundles import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release of a bundle that says it was trained on drawn images."""
+    bundle = tiny_bundle(tmp_path_factory.mktemp("synthetic") / "models", data={"synthetic": True})
+    return publish(bundle.path, tmp_path_factory.mktemp("releases"))
+
+
+def test_flags_are_handed_on(release: Path) -> None:
+    command = server_command([str(release), "--http-port=9000", "--log-verbose=1"])
+    assert command[:2] == ["tritonserver", f"--model-repository={release}"]
+    assert command[-2:] == ["--http-port=9000", "--log-verbose=1"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--http-port=8000"]])
+def test_a_repository_is_needed(arguments: list[str]) -> None:
+    with pytest.raises(UsageError, match="pneumonia-triton REPOSITORY"):
+        server_command(arguments)
+
+
+def test_an_empty_and_a_missing_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(BundleNotFound, match=r"no release \(pneumonia_detection/config.pbtxt is missing\)"):
+            server_command([str(folder)])
+
+
+@pytest.mark.parametrize("value", [None, "", "0", "true"])
+def test_a_model_of_drawn_images_is_refused(
+    synthetic: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv(contract.ALLOW_SYNTHETIC_ENV, raising=False)
+    if value is not None:
+        monkeypatch.setenv(contract.ALLOW_SYNTHETIC_ENV, value)
+    with pytest.raises(Refused, match=f"drawn images.*{contract.ALLOW_SYNTHETIC_ENV}=1"):
+        server_command([str(synthetic)])
+
+
+def test_it_is_served_where_that_is_allowed(synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(contract.ALLOW_SYNTHETIC_ENV, "1")
+    assert server_command([str(synthetic)])[0] == "tritonserver"
+
+
+def test_hiding_it_in_the_manifest_is_noticed(synthetic: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "release"
+    shutil.copytree(synthetic, changed)
+    path = changed / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / contract.BUNDLE_MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["data"]["synthetic"] = False
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="was changed after it was written"):
+        server_command([str(changed)])
+
+
+def test_a_release_that_may_not_be_read(release: Path, tmp_path: Path) -> None:
+    if os.getuid() == 0:
+        pytest.skip("root may read everything; tests/e2e/test_images.py has this case")
+    locked = tmp_path / "release"
+    shutil.copytree(release, locked)
+    locked.chmod(0o000)
+    try:
+        with pytest.raises(StorageError, match="Permission denied"):
+            server_command([str(locked)])
+    finally:
+        locked.chmod(0o700)
+
+
+def test_the_command_says_it_in_one_line(synthetic: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != contract.ALLOW_SYNTHETIC_ENV}
+    command = [sys.executable, "-m", "pneumonia.triton.container", str(synthetic)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 5
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {synthetic}: tiny was trained on drawn images")
+    assert done.stderr.count("\n") == 1
