@@ -54,7 +54,8 @@ def main() -> None:
         f"Medians of {ROUNDS} rounds of {ROUND_S:g} s in turns; JPEG of 1200x1000 in, label out; the clients run on "
         f"the same machine.\n{machine('onnxruntime', 'nvidia-pytriton', 'aiohttp', 'numpy', 'pillow')}"
     )
-    write_section("Serving", f"{note}\n\n{text}")
+    bound = "What bounds it: the model's arithmetic for ViT-base; for the small model decoding, and what Triton adds."
+    write_section("Serving", f"{note}\n\n{text}\n\n{bound}")
 
 
 def vit_base_bundle(folder: Path) -> Path:
