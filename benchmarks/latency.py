@@ -144,9 +144,10 @@ def bound(medians: dict[tuple[str, int], float]) -> str:
             seconds.append(time.perf_counter() - began)
     peak = 2 * 2048**3 / statistics.median(seconds) / 1e9
     plain, ours = (2 * MULTIPLICATIONS * 8 / medians[name, 8] / 1e9 for name in (PLAIN, OURS))
-    return (f"What bounds it: arithmetic. An image takes {MULTIPLICATIONS / 1e9:.1f} thousand million multiplications and "
-            f"additions. A float32 product of 2048x2048 matrices reaches {peak:.0f} GFLOP/s here; plain ONNX Runtime in "
-            f"batches of 8 has {plain / peak:.0%} of that, int8 {ours / peak:.1f} times as much as that product.")  # fmt: skip
+    return (f"What bounds it: arithmetic. An image takes {MULTIPLICATIONS / 1e9:.1f} thousand million "
+            f"multiplications and additions. A float32 product of 2048x2048 matrices reaches {peak:.0f} GFLOP/s here; "
+            f"plain ONNX Runtime in batches of 8 has {plain / peak:.0%} of that, int8 {ours / peak:.1f} times as much "
+            "as that product.")  # fmt: skip
 
 
 def accuracy(folder: Path, batch: Any) -> str:
