@@ -94,7 +94,8 @@ def train_pipeline(
     # A verdict, a release and a message are facts about now: what is uncached below must not be answered by the past.
     said = notify(url=notify_url, library_version=library_version).set_caching_options(enable_caching=False)
     with dsl.ExitHandler(said, name="run"):
-        # What a folder holds is invisible to the cache. New images must never meet an old answer.
+        # What a folder holds is invisible to the cache, until prepare has its digest. New images must never meet an old
+        # answer.
         fetched = fetch(
             experiment=experiment,
             source=source,
@@ -113,7 +114,7 @@ def train_pipeline(
         ).set_caching_options(enable_caching=False)
         with_retries(with_secrets(fetched, ["kaggle"]), 3)
         settings = {"settings": fetched.outputs["Output"], "library_version": library_version}
-        preparing = prepare(**settings, fetched=fetched.outputs["fetched"])
+        preparing = prepare(**settings, fetched=fetched.outputs["fetched"]).set_caching_options(enable_caching=False)
         prepared = {"prepared": preparing.outputs["prepared"], "data_digest": preparing.outputs["Output"]}
         data = {**settings, **prepared}
 

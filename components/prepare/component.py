@@ -10,7 +10,8 @@ from components.image import STEP_IMAGE
 def prepare(settings: list[str], library_version: str, fetched: Input[Dataset], prepared: Output[Dataset]) -> str:
     """Decodes every image once, finds patients, drops exact duplicates and splits by patient.
 
-    Fails with 3 where no image can be read, patients are not named, or a class has too few of them.
+    Fails with 3 where no image can be read, patients are not named, or a class has too few of them. Never cached: only
+    its own output says which images these were.
 
     Args:
         settings: as `fetch` gave them.

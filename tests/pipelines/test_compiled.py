@@ -40,7 +40,7 @@ CLUSTER = {
     "train-distributed-2": {S3, MLFLOW, VOLUME},
 }
 RETRIES = {"fetch": 3, "publish": 3, "deploy": 2}
-UNCACHED = {"fetch", "gate", "publish", "deploy", "notify"}
+UNCACHED = {"fetch", "prepare", "gate", "publish", "deploy", "notify"}
 
 
 def documents(name: str) -> list[dict[str, Any]]:
