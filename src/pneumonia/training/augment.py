@@ -27,6 +27,15 @@ def _affine(count: int, config: AugmentConfig, generator: torch.Generator) -> to
     return matrix
 
 
+def _grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """What functional.affine_grid(..., align_corners=False) gives, (B, H, W, 2), from one sum a coordinate: a third of
+    its time."""
+    x, y = ((2 * torch.arange(side) + 1) / side - 1 for side in (width, height))
+    across = matrix[:, None, None, :, 0] * x[:, None]  # (B, 1, W, 2)
+    down = matrix[:, None, None, :, 1] * y[:, None, None] + matrix[:, None, None, :, 2]  # (B, H, 1, 2)
+    return across + down
+
+
 def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
     """uint8 (B, H, W) -> uint8 (B, H, W), each image with its own flip, affine map and exposure.
 
@@ -35,7 +44,7 @@ def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generato
     """
     count = len(gray)
     images = gray[:, None].float() / 255  # (B, 1, H, W)
-    grid = functional.affine_grid(_affine(count, config, generator), list(images.shape), align_corners=False)
+    grid = _grid(_affine(count, config, generator), *images.shape[2:])
     images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def each(half_width: float) -> torch.Tensor:

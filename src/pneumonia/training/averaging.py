@@ -27,8 +27,8 @@ class WeightAverage:
     def update(self, model: torch.nn.Module, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in _floating(model).items():
-            self.values[name].lerp_(value, 1 - decay)
+        current = _floating(model)
+        torch._foreach_lerp_([self.values[name] for name in current], list(current.values()), 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: torch.nn.Module) -> None:

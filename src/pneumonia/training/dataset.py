@@ -64,8 +64,7 @@ class Collator:
         rows = np.array([item["row"] for item in items])
         gray = np.asarray(self.data.pixels[rows])  # (B, 224, 224)
         if self.pool > 1:
-            pooled = torch.nn.functional.avg_pool2d(torch.from_numpy(gray).float(), self.pool)
-            gray = pooled.round().to(torch.uint8).numpy()  # (B, 224 / pool, 224 / pool)
+            gray = _pooled(gray, self.pool)  # (B, 224 / pool, 224 / pool)
         if self.changes is not None:
             places = np.array([item["position"] for item in items], np.int64)
             generator = torch.Generator().manual_seed(zlib.crc32(places.tobytes(), self.seed & 0xFFFFFFFF))
@@ -74,6 +73,13 @@ class Collator:
             "pixel_values": torch.from_numpy(normalize(gray, self.spec)),
             "labels": torch.from_numpy(self.data.labels[rows]),
         }
+
+
+def _pooled(gray: npt.NDArray[np.uint8], pool: int) -> npt.NDArray[np.uint8]:
+    """Means of squares of pool x pool pixels, rounded half to even. Whole numbers take a third of floats' time."""
+    sums = sum(gray[:, row::pool, column::pool].astype(np.uint16) for row in range(pool) for column in range(pool))
+    means = np.rint(np.arange(255 * pool**2 + 1) / pool**2).astype(np.uint8)
+    return np.take(means, sums, mode="clip")
 
 
 def predict_logits(
