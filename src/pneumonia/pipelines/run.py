@@ -12,15 +12,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
+from pneumonia.core.signals import terminate_as_interrupt
 from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, StepFailed, UsageError
 from pneumonia.files import replace_directory, write_json
 from pneumonia.pipelines.containers import require_docker, step_image, stop_containers
@@ -221,7 +221,7 @@ def _drive(folder: Path, scratch: Path, log: Path) -> tuple[Progress, int]:
         ),
     }
     command = [sys.executable, "-m", "pneumonia.pipelines.engine", str(folder / "request.json")]
-    with log.open("w", encoding="utf-8") as stream, _terminate_as_interrupt():
+    with log.open("w", encoding="utf-8") as stream, terminate_as_interrupt():
         progress = Progress(folder, stream)
         process = subprocess.Popen(
             command,
@@ -243,23 +243,6 @@ def _drive(folder: Path, scratch: Path, log: Path) -> tuple[Progress, int]:
             if isinstance(error, KeyboardInterrupt):
                 print(f"pipeline: interrupted, log {log}", file=sys.stderr)
             raise
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM would end this process at once and leave the steps running; take it as Ctrl-C instead."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _stop_group(process: subprocess.Popen[str]) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle, open_bundle
+from pneumonia.core.signals import terminate_as_interrupt
 from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, ServerUnavailable
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -121,7 +120,7 @@ def train_on_cluster(
     name = f"pneumonia-train-{uuid.uuid4().hex[:8]}"
     folder = workspace / name
     jobs = _Jobs(api or _in_cluster(), namespace or _own_namespace())
-    with _terminate_as_interrupt():
+    with terminate_as_interrupt():
         try:
             shutil.copytree(prepared, folder / "prepared")
             jobs.create(train_job(name, settings, shape, name))
@@ -289,20 +288,3 @@ def _in_cluster() -> Any:
 
 def _own_namespace() -> str:
     return _NAMESPACE_FILE.read_text("utf-8").strip() if _NAMESPACE_FILE.is_file() else "default"
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Kubernetes ends a step by SIGTERM; taken as Ctrl-C, it lets the job be removed."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
