@@ -26,6 +26,7 @@ def gate(settings: list[str], library_version: str, evaluation: Input[Artifact],
 
         from pneumonia.config.compose import compose
         from pneumonia.evaluation.evaluate import gate
-        from pneumonia.files import write_json
+        from pneumonia.files import sha256_file, write_json
 
         write_json(Path(verdict.path), gate(compose(settings), Path(evaluation.path)))
+        verdict.metadata["digest"] = sha256_file(Path(verdict.path))

@@ -101,7 +101,7 @@ def test_both_engines_measure_the_same(tmp_path: Path) -> None:
     for engine in ("subprocess", "docker"):
         folder = tmp_path / engine
         folder.mkdir()
-        done = pipeline_run(folder, *TINY, *OPEN_GATE, "--engine", engine)
+        done = pipeline_run(folder, *TINY, *OPEN_GATE, "--engine", engine, "--cache")
         assert done.returncode == 0, done.stderr
         results[engine] = json.loads(done.stdout)
         bundle = open_bundle(folder / "models")
@@ -111,4 +111,8 @@ def test_both_engines_measure_the_same(tmp_path: Path) -> None:
     assert contained["metrics"] == pytest.approx(here["metrics"], abs=1e-6)
     assert contained["threshold"] == pytest.approx(here["threshold"], abs=1e-4)
     assert list(contained["seconds"]) == list(here["seconds"])
+    again = pipeline_run(tmp_path / "docker", *TINY, *OPEN_GATE, "--engine", "docker", "--cache")
+    assert again.returncode == 0, again.stderr
+    cached = json.loads(again.stdout)
+    assert cached["seconds"]["train"] == 0 and cached["model_id"] == contained["model_id"]
     assert containers() == []

@@ -33,6 +33,7 @@ def run(
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
     baseline: bool = typer.Option(False, "--baseline", help="Fit a logistic regression too, to compare with."),
     tensorrt: bool = typer.Option(False, "--tensorrt", help="Add a TensorRT engine to the bundle; needs a GPU."),
+    cache: bool = typer.Option(False, "--cache", help="Reuse an earlier run's outputs where inputs are equal."),
 ) -> None:
     """Fetch, prepare, train, evaluate, pass the gate, export and publish, each step a process of its own.
 
@@ -43,7 +44,7 @@ def run(
 
     arguments = pipeline_arguments(overrides or [], data=data, experiment=experiment)
     arguments |= {"release_root": str(release_root.resolve()), "baseline": baseline, "tensorrt": tensorrt}
-    done = run_pipeline(arguments, runs=runs, output=output, engine=engine)
+    done = run_pipeline(arguments, runs=runs, output=output, engine=engine, cache=cache)
     metrics = done.metrics()
     result = {
         "bundle": str(done.bundle.path.resolve()),

@@ -66,7 +66,10 @@ def run_options(request: Mapping[str, Any]) -> dict[str, Any]:
     from docker.types import DeviceRequest, Mount
 
     arguments = request["arguments"]
-    mounts = [Mount(path, path, "bind", read_only=read_only) for path, read_only in sorted(_paths(arguments).items())]
+    paths = _paths(arguments)
+    if request["cache"]:
+        paths[str(Path(request["root"]).parent)] = True
+    mounts = [Mount(path, path, "bind", read_only=read_only) for path, read_only in sorted(paths.items())]
     gpu = int(arguments.get("gpus", 0)) > 0 or bool(arguments.get("tensorrt"))
     return {
         "user": f"{os.getuid()}:{os.getgid()}",

@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+CACHED_FILE = "cached.txt"
+"""In a run's folder: outputs of earlier runs that its steps were answered with, one path a line."""
+
 
 def shield_interpreter(folder: Path) -> None:
     """Make `python3` mean this interpreter for the steps.
@@ -78,11 +81,58 @@ def docker_runner(request: Mapping[str, Any]) -> Any:
     return local.DockerRunner(**run_options(request))
 
 
+def remember_outputs(root: Path) -> None:
+    """Let kfp.local's cache serve later runs, and note in <root>/CACHED_FILE what it gave to this one.
+
+    Its key holds the paths of the inputs, which lie in the folder of a run, so that a step behind one that is never
+    cached would never be found again. An artifact that says its content's digest is known by that instead.
+    """
+    from kfp import dsl
+    from kfp.local.cache import LocalCache
+
+    by_path, key_of, get, put = (
+        getattr(LocalCache, name) for name in ("_serialize_value_for_key", "compute_key", "get", "put")
+    )
+    steps = {}
+
+    def by_content(value: Any) -> Any:
+        if isinstance(value, dsl.Artifact) and "digest" in value.metadata:
+            return {"schema_title": type(value).schema_title, "digest": value.metadata["digest"]}
+        return by_path(value)
+
+    def compute_key(self: Any, component_name: str, *inputs: Any, **named: Any) -> Any:
+        key = key_of(self, component_name, *inputs, **named)
+        steps[key] = component_name.removeprefix("comp-")
+        return key
+
+    def get_and_say(self: Any, key: str) -> Any:
+        outputs = get(self, key)
+        if outputs is not None:
+            with (root / CACHED_FILE).open("a", encoding="utf-8") as stream:
+                stream.writelines(f"{output.uri}\n" for output in outputs.values() if isinstance(output, dsl.Artifact))
+            # kfp's own line about it gets lost.
+            print(f"Task '{steps[key]}' cache hit", flush=True)
+        return outputs
+
+    def put_with_files(self: Any, key: str, outputs: Any) -> None:
+        # Figures and curves are metadata alone; without a file kfp takes what it stored for lost.
+        for output in outputs.values():
+            if isinstance(output, dsl.Artifact) and not Path(output.path).exists():
+                Path(output.path).touch()
+        put(self, key, outputs)
+
+    LocalCache._serialize_value_for_key, LocalCache.compute_key = staticmethod(by_content), compute_key
+    LocalCache.get, LocalCache.put = get_and_say, put_with_files
+
+
 RUNNERS = {"subprocess": subprocess_runner, "docker": docker_runner}
 
 
 def main(request_file: str) -> int:
-    """Run what the request says: {engine, pipeline, arguments, root, scratch}. 0 where every step succeeded, else 1."""
+    """Run what the request says: {engine, pipeline, arguments, root, scratch, cache}. 0 where every step succeeded.
+
+    cache: folder of kfp.local's cache, or null. 1 where a step failed.
+    """
     request = json.loads(Path(request_file).read_text("utf-8"))
     runner = RUNNERS[request["engine"]](request)
     from kfp import local
@@ -90,7 +140,17 @@ def main(request_file: str) -> int:
 
     workspace = Path(request["scratch"]) / "workspace"
     workspace.mkdir(exist_ok=True)
-    local.init(runner, pipeline_root=request["root"], workspace_root=str(workspace), raise_on_error=True)
+    cache = request["cache"]
+    if cache:
+        remember_outputs(Path(request["root"]))
+    local.init(
+        runner,
+        pipeline_root=request["root"],
+        workspace_root=str(workspace),
+        raise_on_error=True,
+        enable_caching=bool(cache),
+        cache_root=cache,
+    )
     choose_artifacts_of_branches()
     try:
         pipeline = load_component_from_file(request["pipeline"])

@@ -24,15 +24,19 @@ from pneumonia.core.signals import terminate_as_interrupt
 from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, StepFailed, UsageError
 from pneumonia.files import replace_directory, write_json
 from pneumonia.pipelines.containers import require_docker, step_image, stop_containers
+from pneumonia.pipelines.engine import CACHED_FILE
 from pneumonia.pipelines.step import ERROR_DIR_ENV
 
 ENGINES = ("subprocess", "docker")
 LOG_FILE = "pipeline.log"
 KILL_AFTER_S = 10.0
+CACHE_DIR = ".cache"
+"""In the folder of runs: which outputs of earlier runs answer which inputs."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Executing task '(.+)'$")
 _FAILED = re.compile(r"Task '(.+)' finished with status FAILURE$")
+_CACHED = re.compile(r"Task '?([^' ]+)'? cache hit")
 _FINISHED = re.compile(r"Task '(.+)' finished with status SUCCESS$")
 # kfp.local indents what a step writes by four spaces; the library's own progress reads "<part>: <what>".
 _PROGRESS = re.compile(r"^ {4}(?!error:)([a-z][a-z0-9 _-]*: .+)$")
@@ -82,13 +86,17 @@ def run_pipeline(
     output: Path = Path(contract.BUNDLE_DIR),
     engine: str = "subprocess",
     pipeline: Path | None = None,
+    cache: bool = False,
 ) -> PipelineRun:
     """Run the training pipeline and install its bundle at `output`.
 
     arguments: the pipeline's parameters (release_root, experiment, source, data_root, overrides). Progress goes to
-    stderr, everything to <runs>/<timestamp>/pipeline.log. Raises StepFailed with the failed step's reason and exit
-    code, UsageError where `output` holds something other than a bundle, DependencyMissing without kfp,
-    MissingPrerequisite for engine="docker" without a Docker daemon or the step image.
+    stderr, everything to <runs>/<timestamp>/pipeline.log. cache: steps whose inputs are those of an earlier run of this
+    library version take its outputs, except those that are never cached (pipelines/train.py).
+
+    Raises StepFailed with the failed step's reason and exit code, UsageError where `output` holds something other than
+    a bundle, DependencyMissing without kfp, MissingPrerequisite for engine="docker" without a Docker daemon or the step
+    image.
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine {engine}: not one of {', '.join(ENGINES)}")
@@ -99,7 +107,7 @@ def run_pipeline(
     _check_replaceable(output)
     compiled = pipeline or compiled_pipeline()
     folder = _new_run(runs)
-    progress, code = run_graph(compiled, arguments, folder, engine)
+    progress, code = run_graph(compiled, arguments, folder, engine, runs / CACHE_DIR if cache else None)
     log = folder / LOG_FILE
     if code != 0 or progress.running:
         raise _failure(folder, progress.failed or progress.running, log)
@@ -117,14 +125,16 @@ def run_pipeline(
     )
 
 
-def run_graph(pipeline: Path, arguments: Mapping[str, Any], folder: Path, engine: str) -> tuple[Progress, int]:
+def run_graph(
+    pipeline: Path, arguments: Mapping[str, Any], folder: Path, engine: str, cache: Path | None = None
+) -> tuple[Progress, int]:
     """Run any compiled pipeline in the existing folder `folder`; what it did, and the engine's exit status."""
     log = folder / LOG_FILE
     print(f"pipeline: run {folder}, log {log}", file=sys.stderr, flush=True)
     # Short and private: kfp leaves a folder a step in TMPDIR, and sockets under it allow about 100 characters.
     with tempfile.TemporaryDirectory(prefix="pneumonia-") as scratch:
         request = {"engine": engine, "pipeline": str(pipeline), "arguments": dict(arguments), "root": str(folder),
-                   "scratch": scratch}  # fmt: skip
+                   "scratch": scratch, "cache": str(cache.resolve()) if cache else None}  # fmt: skip
         write_json(folder / "request.json", request)
         try:
             return _drive(folder, Path(scratch), log)
@@ -135,8 +145,14 @@ def run_graph(pipeline: Path, arguments: Mapping[str, Any], folder: Path, engine
 
 
 def artifact(run: Path, task: str, name: str) -> Path:
-    """Where kfp.local put an output: <run>/<pipeline and time>/<task>/<name>. Raises PneumoniaError without one."""
+    """Where kfp.local put an output: <run>/<pipeline and time>/<task>/<name>, be it of the run it was taken from.
+
+    Raises PneumoniaError without one.
+    """
     found = sorted(run.glob(f"*/{task}/{name}"))
+    if not found and (run / CACHED_FILE).is_file():
+        taken = map(Path, (run / CACHED_FILE).read_text("utf-8").splitlines())
+        found = [path for path in taken if path.match(f"{task}/{name}")]
     if not found:
         raise PneumoniaError(f"step {task} ended without its output {name}; see {run / LOG_FILE}")
     return found[-1]
@@ -195,6 +211,9 @@ class Progress:
             seconds = self.seconds[finished[1]] = round(time.monotonic() - self._began, 1)
             self._say(f"pipeline: {finished[1]} done in {seconds:.1f} s")
             self.running = None
+        elif cached := _CACHED.search(text):
+            self.seconds[cached[1]] = 0.0
+            self._say(f"pipeline: {cached[1]} taken from an earlier run")
         elif self.running and (shown := _PROGRESS.match(text)):
             self._say(f"  {shown[1]}")
 
