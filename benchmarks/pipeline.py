@@ -3,8 +3,9 @@
     python benchmarks/pipeline.py
 
 A chain of 6 steps, each of which imports the library and leaves an empty file, 3 runs an engine, in turns; seconds a
-step, medians. Then the training pipeline on few phantoms, cold and cached. The peer is the same import in a Python that is started directly. Containers are left out where there is
-no Docker daemon or no step image (`make images`). Writes its table into benchmarks/RESULTS.md.
+step, medians. The peer is the same import in a Python that is started directly. Containers are left out where there is
+no Docker daemon or no step image (`make images`). Then the training pipeline on few phantoms, cold and cached. Writes
+its table into benchmarks/RESULTS.md.
 """
 
 import os
