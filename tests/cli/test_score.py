@@ -217,10 +217,13 @@ def test_two_runs_do_not_write_one_table(bundle: Bundle, many: Path, tmp_path: P
         deadline = time.monotonic() + 30
         while rows_safe(tmp_path / "out.csv.partial") < 1 and time.monotonic() < deadline:
             time.sleep(0.01)
+        # Held where it is, however fast it scores.
+        first.send_signal(signal.SIGSTOP)
         second = score(many, "-o", out, "--bundle", bundle.path)
         assert second.returncode == 1
         assert "another process is writing it" in second.stderr
     finally:
+        first.send_signal(signal.SIGCONT)
         assert first.wait(60) == 0
     assert len(table(out)) == 1200
 

@@ -25,8 +25,10 @@ def run(folder: Path, **arguments: Any) -> subprocess.CompletedProcess[str]:
     """Run score.yaml through the engine process, as `pneumoctl pipeline run` does with train.yaml."""
     (folder / "run").mkdir()
     (folder / "errors").mkdir()
-    request = {"pipeline": str(compiled_pipeline("score")), "arguments": arguments, "root": str(folder / "run")}
-    (folder / "request.json").write_text(json.dumps(request | {"scratch": str(folder / "scratch")}))
+    (folder / "scratch").mkdir()
+    request = {"engine": "subprocess", "pipeline": str(compiled_pipeline("score")), "arguments": arguments,
+               "root": str(folder / "run"), "scratch": str(folder / "scratch"), "cache": None}  # fmt: skip
+    (folder / "request.json").write_text(json.dumps(request))
     return subprocess.run(
         [sys.executable, "-m", "pneumonia.pipelines.engine", str(folder / "request.json")],
         env={**os.environ, "PNEUMONIA_STEP_ERRORS": str(folder / "errors"), "TMPDIR": str(folder)},
