@@ -150,6 +150,10 @@ IMAGES = (
 )  # fmt: skip
 
 
+BY_NAME = r"data.patient_regex='^((?:NORMAL2-)?IM-\d+|person\d+)'"
+"""Patients of images() without a look for PatientID in each file, so that every file is opened once."""
+
+
 def images(root: Path) -> Path:
     """Enough patients of both classes, in the names of the Kaggle set."""
     return write_images(root, kaggle_names())
