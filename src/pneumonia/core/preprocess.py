@@ -75,15 +75,15 @@ def pixels(data: bytes, spec: Preprocessing, name: str = "image") -> npt.NDArray
 
 def normalize(gray: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[np.float32]:
     """uint8 (B, size, size) -> float32 (B, 3, size, size): the grey channel three times, each with its mean and std."""
-    # One table of 256 values a channel is exact, and faster than arithmetic on every pixel.
-    levels = np.arange(256, dtype=np.float32) / np.float32(255)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
-    table = (levels[None, :] - mean[:, None]) / std[:, None]  # (3, 256)
     batch = np.empty((len(gray), 3, *gray.shape[1:]), np.float32)
+    # An image at a time, so that all of it stays in the cache: half the time of tables of 256 values.
     for image, planes in zip(gray, batch, strict=True):
-        for levels_of_channel, plane in zip(table, planes, strict=True):
-            # Without "clip" NumPy checks every index and buffers what it writes, five times as long.
-            np.take(levels_of_channel, image, out=plane, mode="clip")
+        levels = image.astype(np.float32)
+        levels /= np.float32(255)
+        for plane, channel_mean, channel_std in zip(planes, mean, std, strict=True):
+            np.subtract(levels, channel_mean, out=plane)
+            plane /= channel_std
     return batch
 
 

@@ -28,12 +28,14 @@ def _affine(count: int, config: AugmentConfig, generator: torch.Generator) -> to
 
 
 def _grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What functional.affine_grid(..., align_corners=False) gives, (B, H, W, 2), from one sum a coordinate: a third of
-    its time."""
+    """What functional.affine_grid(..., align_corners=False) gives, (B, H, W, 2), from one sum a coordinate.
+
+    Each coordinate is a plane of its own in memory, which is also how grid_sample reads them fastest.
+    """
     x, y = ((2 * torch.arange(side) + 1) / side - 1 for side in (width, height))
-    across = matrix[:, None, None, :, 0] * x[:, None]  # (B, 1, W, 2)
-    down = matrix[:, None, None, :, 1] * y[:, None, None] + matrix[:, None, None, :, 2]  # (B, H, 1, 2)
-    return across + down
+    across = matrix[:, :, 0, None, None] * x  # (B, 2, 1, W)
+    down = matrix[:, :, 1, None, None] * y[:, None] + matrix[:, :, 2, None, None]  # (B, 2, H, 1)
+    return (across + down).permute(0, 2, 3, 1)
 
 
 def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
