@@ -4,12 +4,13 @@
 
 XRAYS: folder of the Kaggle set's training part; default ../shared/data/chest-xray-224. Every seed trains
 `experiment=local` on the one patient-grouped split and is scored once on its test images; then the same on the shifted
-split, which is tested on NORMAL2-* and virus images alone and trained without them. A seed that is done is not done
-again: delete runs/bench-model to start afresh. Writes its table into benchmarks/RESULTS.md.
+split, which is tested on NORMAL2-* and virus images alone and trained without them. A seed that was done with
+the same configuration and source files is not done again. Writes its table into benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import sys
@@ -48,9 +49,6 @@ def main() -> None:
 
 def measure(xrays: Path, work: Path, overrides: list[str], seed: int) -> dict[str, Any]:
     """Metrics of one seed, trained and scored if they are not there yet."""
-    done = work / f"seed-{seed}.json"
-    if done.is_file():
-        return dict(json.loads(done.read_text("utf-8")))
     from pneumonia.config.compose import compose
     from pneumonia.data.prepare import prepare
     from pneumonia.data.sources import fetch
@@ -59,14 +57,28 @@ def measure(xrays: Path, work: Path, overrides: list[str], seed: int) -> dict[st
 
     config = compose(["experiment=local", "data=folder", f"data.root={xrays.resolve()}", "tracking.uri=null",
                       f"training.seed={seed}", f"output_dir={work}", *overrides])  # fmt: skip
+    done, key = work / f"seed-{seed}.json", digest_of(config.to_json())
+    if done.is_file() and (before := json.loads(done.read_text("utf-8"))).get("key") == key:
+        return dict(before)
     prepared = prepare(config, fetch(config.data, work / "raw"), work / "prepared").path
     began = time.monotonic()
     bundle = train(config, prepared, work / f"seed-{seed}" / "bundle")
     minutes = (time.monotonic() - began) / 60
     metrics = evaluate(config, bundle.path, prepared, work / f"seed-{seed}" / "evaluation")
-    result = {**metrics, "seed": seed, "minutes": minutes}
+    result = {**metrics, "seed": seed, "minutes": minutes, "key": key}
     done.write_text(json.dumps(result), "utf-8")
     return result
+
+
+def digest_of(config: dict[str, Any]) -> str:
+    """SHA-256 of the configuration and of the package's source files that a figure can depend on."""
+    import pneumonia
+
+    root = Path(pneumonia.__file__).parent
+    sources = [*root.glob("*.py"), *(path for part in ("core", "data", "training", "evaluation")
+                                     for path in sorted((root / part).rglob("*.py")))]  # fmt: skip
+    texts = [json.dumps(config, sort_keys=True), *(path.read_text("utf-8") for path in sorted(sources))]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def table(name: str, runs: list[dict[str, Any]]) -> str:

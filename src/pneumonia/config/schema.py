@@ -40,7 +40,8 @@ class DataConfig:
     root: Optional[str] = None  # noqa: UP045
     """Folder of the images, for source=folder."""
     patients: str = "auto"
-    """auto: from `patient_regex`, else labels.csv, else the names of the Kaggle set. unknown: every image alone."""
+    """auto: from `patient_regex`, else labels.csv, else DICOM's PatientID, else the names of the Kaggle set. unknown:
+    every image alone."""
     patient_regex: Optional[str] = None  # noqa: UP045
     """Searched in the file name; its first group is the patient."""
     fraction: float = 1.0
