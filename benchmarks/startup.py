@@ -62,7 +62,12 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     peer = medians["python -c 'import torch' (peer)"]
     rows = [f"| {name} | {median:.3f} s | {median / peer:.2f} |" for name, median in medians.items()]
-    table = "\n".join(["| command | median | against the peer |", "|---|---|---|", *rows])
+    verdict = "met" if medians[TRITON] < peer else "not met"
+    bound = (
+        f"`infer --mode triton` faster than the peer: {verdict}. What bounds it: starting Python and importing the "
+        f"command line, the first row, is {medians['pneumoctl --help'] / medians[TRITON]:.0%} of it."
+    )
+    table = "\n".join(["| command | median | against the peer |", "|---|---|---|", *rows, "", bound])
     write_section("Start-up", f"{machine('onnxruntime', 'torch', 'typer')}\n\n{table}")
     print(table)
 
