@@ -97,7 +97,7 @@ def main() -> None:
     rows += more
     bound = (f"What bounds it: decoding and the model share {usable_cores()} cores. If neither waited for the other, "
              f"there would be {local[0]:.0f} images/s for the bundle's model, of which `score` has {local[1]:.0%}, and "
-             f"{large[0]:.1f} for ViT-base, of which it has {large[1]:.0%}. The rest is the way from file to row.")  # fmt: skip
+             f"{large[0]:.1f} for ViT-base, of which it has {large[1]:.0%}.")  # fmt: skip
     table = "\n".join(["| what | median | ratio |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
     write_section("Bulk scoring", f"{machine('onnxruntime', 'pillow', 'pyarrow')}\n\n{table}\n\n{bound}")
     print(table)
