@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pneumonia.errors import PneumoniaError, StorageError
+from pneumonia.errors import PneumoniaError, StorageError, UsageError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that say that a place takes no more, whichever call meets them."""
@@ -106,9 +106,10 @@ def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory beside `target`; on success it takes `target`'s place, on an error it goes.
 
     On Linux the two change places in one step, so that even a killed writer leaves the old content or the new one;
-    what it was writing is removed by the next writer. Raises StorageError where the place is full or may not be
-    written.
+    what it was writing is removed by the next writer. A link stays, and what it points to is replaced. Raises
+    StorageError where the place is full, may not be written or is a mount point.
     """
+    target = target.resolve() if target.is_symlink() else target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_remains(target)
@@ -121,11 +122,26 @@ def replace_directory(target: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise cannot_write(target, error) from error
+        if error.errno == errno.EBUSY:
+            raise StorageError(f"{target}: a mount point cannot be replaced; choose a folder inside it") from error
         raise
     finally:
         # The former content after an exchange, what was being written after an error, nothing after a first write.
         shutil.rmtree(building, ignore_errors=True)
         os.close(handle)
+
+
+def check_replaceable(target: Path, marker: str, what: str) -> None:
+    """A mistyped folder must not cost the user what it holds.
+
+    marker: the file that tells an older `what`. Raises UsageError where `target` holds something else.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
+        raise UsageError(
+            f"{target}: holds something other than {what}, which would be lost; name a new folder, or that of {what}"
+        )
 
 
 @contextlib.contextmanager

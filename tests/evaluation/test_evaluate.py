@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle
 from pneumonia.data.prepare import PreparedData
-from pneumonia.errors import DataError, GateRefused
+from pneumonia.errors import DataError, GateRefused, UsageError
 from pneumonia.evaluation.evaluate import evaluate, gate, read_metrics
 from tests.phantoms import OPEN_GATE, smoke_config
 
@@ -98,13 +99,15 @@ def test_a_model_that_is_worse_than_the_champion_is_refused_and_an_equal_one_is_
     with (evaluated / contract.PREDICTIONS_FILE).open() as stream:
         rows = list(csv.DictReader(stream))
 
-    def stand_in(name: str, sick: float = 0.9, **changes: object) -> Path:
+    def stand_in(name: str, sick: float = 0.9, order: Any = list, **changes: object) -> Path:
         """An evaluation of the same images whose model knows the truth, or with sick=0.1 nothing."""
         folder = tmp_path / name
         folder.mkdir()
         (folder / contract.METRICS_FILE).write_text(json.dumps({**metrics, "threshold": 0.5, **changes}))
-        lines = ["row,patient,label,probability"]
-        lines += [f"{r['row']},{r['patient']},{r['label']},{sick if r['label'] == 'PNEUMONIA' else 0.1}" for r in rows]
+        lines = ["sha256,patient,label,probability"]
+        for row in order(rows):
+            probability = sick if row["label"] == "PNEUMONIA" else 0.1
+            lines.append(f"{row['sha256']},{row['patient']},{row['label']},{probability}")
         (folder / contract.PREDICTIONS_FILE).write_text("\n".join(lines) + "\n")
         return folder
 
@@ -114,5 +117,22 @@ def test_a_model_that_is_worse_than_the_champion_is_refused_and_an_equal_one_is_
     with pytest.raises(GateRefused, match="test auroc is below the champion's by"):
         against(stand_in("perfect"), stand_in("useless", sick=0.1))
     assert against(evaluated)["champion"]["compared"] is True  # type: ignore[index]
+    # The same images in other folders have the same data digest and lie in another order.
+    with pytest.raises(GateRefused, match="test auroc is below the champion's by"):
+        against(stand_in("turned", order=lambda rows: rows[::-1]), stand_in("no use", sick=0.1))
+    assert against(stand_in("knowing"), stand_in("knowing too", order=lambda rows: rows[::-1]))
+    with pytest.raises(DataError, match="other test images or labels"):
+        against(stand_in("fewer", order=lambda rows: rows[1:]))
+    other = [{**row, "label": "NORMAL"} for row in rows]
+    with pytest.raises(DataError, match="other test images or labels"):
+        against(stand_in("relabelled", order=lambda rows: other))
     with pytest.raises(DataError, match="evaluate the champion on the same prepared data set"):
         against(stand_in("elsewhere", data_digest="f" * 64))
+
+
+def test_a_folder_of_something_else_is_not_replaced(trained: Bundle, prepared: PreparedData, tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="holds something other than an evaluation"):
+        evaluate(smoke_config(tmp_path), trained.path, prepared.path, tmp_path / "reports")
+    assert (tmp_path / "reports" / "thesis.tex").read_text() == "precious"

@@ -104,6 +104,11 @@ def test_parts_of_two_runs_are_not_mixed(trained: Bundle, prepared: PreparedData
     other = extend_bundle(trained, tmp_path / "bundle", {}, data={**trained.manifest.data, "digest": "f" * 64})
     with pytest.raises(DataError, match="not of one data digest"):
         export_onnx(smoke_config(tmp_path), other.path, folder / "evaluation", prepared.path, tmp_path / "models")
+    # Another seed of the same data: its figures are not this bundle's.
+    sibling = extend_bundle(trained, tmp_path / "sibling", {}, threshold=0.77)
+    with pytest.raises(DataError, match="of another bundle than"):
+        export_onnx(smoke_config(tmp_path), sibling.path, folder / "evaluation", prepared.path, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_bundle_without_a_graph_names_the_command_that_makes_one(trained: Bundle) -> None:

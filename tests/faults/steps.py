@@ -94,7 +94,9 @@ def export(bundle: Bundle, data: PreparedData, folder: Path) -> tuple[Any, Any, 
     from pneumonia.bundle import extend_bundle
     from pneumonia.evaluation.evaluate import evaluate
 
-    evaluate(smoke_config(folder), bundle.path, data.path, folder / "evaluation")
-    other = extend_bundle(bundle, folder / "other", {}, threshold=0.77)
-    versions = tuple((path, folder / "evaluation", data.path) for path in (bundle.path, other.path))
-    return export_step, versions, exported
+    versions = []
+    for version in (bundle, extend_bundle(bundle, folder / "other", {}, threshold=0.77)):
+        evaluation = folder / f"evaluation-{version.digest[:8]}"
+        evaluate(smoke_config(folder), version.path, data.path, evaluation)
+        versions.append((version.path, evaluation, data.path))
+    return export_step, tuple(versions), exported

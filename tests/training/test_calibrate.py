@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pneumonia import contract
-from pneumonia.bundle import Bundle
+from pneumonia.bundle import Bundle, extend_bundle
 from pneumonia.core.calibration import fit_temperature
 from pneumonia.data.prepare import PreparedData
 from pneumonia.errors import DataError
@@ -31,6 +31,14 @@ def test_a_site_of_its_own_gets_its_own_temperature_and_threshold(trained: Bundl
     assert new.manifest.data["calibrated_on"]["digest"] == site.manifest["digest"]
     assert new.model_id != trained.model_id
     assert new.manifest.synthetic
+
+
+def test_a_card_with_figures_of_the_old_threshold_is_left_out(trained: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "card.md").write_text("threshold 0.5, recall .97", "utf-8")
+    carded = extend_bundle(trained, tmp_path / "carded", {contract.CARD_FILE: tmp_path / "card.md"})
+    site = prepared_phantoms(tmp_path / "site", "data.seed=7")
+    new = calibrate(smoke_config(tmp_path), carded.path, site.path, tmp_path / "calibrated")
+    assert set(new.manifest.files) == set(trained.manifest.files)
 
 
 def test_the_images_of_the_training_are_refused(trained: Bundle, prepared: PreparedData, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pneumonia.errors import DataError, GateRefused
 from pneumonia.evaluation.card import model_card
 from pneumonia.evaluation.plots import draw_plots
 from pneumonia.evaluation.report import write_report
-from pneumonia.files import replace_directory, write_bytes, write_json, write_text
+from pneumonia.files import check_replaceable, replace_directory, write_bytes, write_json, write_text
 
 MIN_SUBGROUP = 10
 """Subgroups with fewer test images get no figures of their own: an interval would span almost everything."""
@@ -31,8 +31,10 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
     """Score the test split once; write metrics, predictions, report and model card into `out`; return the metrics.
 
     Temperature and threshold are the bundle's. Raises DataError where the bundle was trained on another data set than
-    `prepared`, because its test images could then have been training images.
+    `prepared`, because its test images could then have been training images, UsageError where `out` holds something
+    other than an evaluation.
     """
+    check_replaceable(out, contract.METRICS_FILE, "an evaluation")
     opened, data = open_bundle(bundle), load_prepared(prepared)
     if opened.manifest.data["digest"] != data.manifest["digest"]:
         raise DataError(
@@ -94,6 +96,7 @@ def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, prob
 
     return {
         "model": manifest.name,
+        "bundle_digest": bundle.digest,
         "synthetic": manifest.synthetic,
         "patients": manifest.data["patients"],
         "split": manifest.data["split"],
@@ -164,11 +167,13 @@ def _predictions_csv(data: PreparedData, rows: Any, logits: Any, probability: An
     writer = csv.writer(text, lineterminator="\n")
     # Patients as numbers that mean nothing outside: enough to draw them together, not to know them.
     _, codes = np.unique(data.patients, return_inverse=True)
-    writer.writerow(["row", "path", "patient", "label", "logit_normal", "logit_pneumonia", "probability", "prediction"])
+    writer.writerow(["row", "path", "patient", "label", "logit_normal", "logit_pneumonia", "probability", "prediction",
+                     "sha256"])  # fmt: skip
     answers = decide(probability, bundle.manifest.threshold)
     for row, pair, p, answer in zip(rows.tolist(), logits.tolist(), probability.tolist(), answers, strict=True):
         label = contract.LABELS[data.labels[row]]
-        writer.writerow([row, data.index["path"][row], codes[row], label, *pair, f"{p:.6f}", contract.LABELS[answer]])
+        writer.writerow([row, data.index["path"][row], codes[row], label, *pair, f"{p:.6f}", contract.LABELS[answer],
+                         data.index["sha256"][row]])  # fmt: skip
     return text.getvalue()
 
 
@@ -215,24 +220,33 @@ def _against(config: Config, evaluation: Path, metrics: dict[str, Any], champion
             f"gate.champion={champion}: evaluated on data {theirs['data_digest'][:12]}..., this model on "
             f"{metrics['data_digest'][:12]}...; evaluate the champion on the same prepared data set first"
         )
-    rows = [_read_predictions(folder) for folder in (evaluation, champion)]
-    labels, patients, ours = rows[0]
+    keys, labels, patients, ours = _read_predictions(evaluation)
+    # The data digest says nothing of the order: the same images may lie in other folders.
+    their_keys, their_labels, _, probability = _read_predictions(champion)
+    place = {key: position for position, key in enumerate(their_keys)}
+    order = [place.get(key, -1) for key in keys]
+    if set(place) != set(keys) or not np.array_equal(their_labels[order], labels):
+        raise DataError(
+            f"gate.champion={champion}: scored on other test images or labels than {evaluation}; evaluate the champion "
+            "on the same prepared data set first"
+        )
     return paired_difference(
         labels,
         (ours, metrics["threshold"]),
-        (rows[1][2], theirs["threshold"]),
+        (probability[order], theirs["threshold"]),
         patients,
         config.evaluation.bootstrap_samples,
         config.evaluation.seed,
     )
 
 
-def _read_predictions(evaluation: Path) -> tuple[Any, Any, Any]:
-    """labels (N,), patients (N,), probability (N,) of an evaluation, in the order of the prepared rows."""
+def _read_predictions(evaluation: Path) -> tuple[list[str], Any, Any, Any]:
+    """SHA-256 of each image, labels (N,), patients (N,), probability (N,) of an evaluation."""
     try:
         with (evaluation / contract.PREDICTIONS_FILE).open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
         return (
+            [row["sha256"] for row in rows],
             np.array([contract.LABELS.index(row["label"]) for row in rows], np.int64),
             np.array([row["patient"] for row in rows]),
             np.array([float(row["probability"]) for row in rows]),

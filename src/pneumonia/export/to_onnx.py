@@ -22,7 +22,7 @@ from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, ParityRefused
 from pneumonia.evaluation.evaluate import read_metrics
 from pneumonia.export.parity import compare, require
-from pneumonia.files import write_json
+from pneumonia.files import check_replaceable, write_json
 
 PARITY_IMAGES = 200
 
@@ -32,11 +32,18 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
 
     The graph takes pixel_values float32 (B, 3, 224, 224) and gives logits float32 (B, 2), B from 1 up. Raises
     ParityRefused, writing nothing, where ONNX Runtime and PyTorch disagree on test images, and DataError where the
-    evaluation belongs to other data.
+    evaluation belongs to other data or another bundle, UsageError where `out` holds
+    something other than a bundle.
     """
+    check_replaceable(out, contract.BUNDLE_MANIFEST, "a bundle")
     opened, data, metrics = open_bundle(bundle), load_prepared(prepared), read_metrics(evaluation)
     if not opened.manifest.data["digest"] == data.manifest["digest"] == metrics["data_digest"]:
         raise DataError(f"{bundle}, {prepared} and {evaluation} are not of one data digest; use those of one run")
+    if metrics.get("bundle_digest") != opened.digest:
+        raise DataError(
+            f"{evaluation}: of another bundle than {bundle} (model id {opened.model_id}); run `pneumoctl evaluate` on "
+            "the bundle that is to be exported"
+        )
     from pneumonia.architecture import load_model
     from pneumonia.training.dataset import predict_logits
     from pneumonia.training.tracking import track_again

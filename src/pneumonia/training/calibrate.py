@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from pneumonia.bundle import Bundle, extend_bundle, open_bundle
+from pneumonia import contract
+from pneumonia.bundle import Bundle, open_bundle, write_bundle
 from pneumonia.config.schema import Config
 from pneumonia.core.calibration import choose_threshold, fit_temperature
 from pneumonia.core.metrics import metrics_with_intervals
@@ -14,18 +16,21 @@ from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import load_prepared
 from pneumonia.errors import DataError
+from pneumonia.files import check_replaceable
 from pneumonia.training.dataset import predict_logits
 
 
 def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle:
     """Write the bundle `out`: that at `bundle` with temperature and threshold refitted on every image of `prepared`.
 
-    The weights stay. Figures of the old test do not hold for the new threshold and are dropped; those of the refit are
-    under metrics["calibration"], and are of the images that chose it. Raises DataError where the images are those the
-    model was trained on or were prepared otherwise, GateRefused where no threshold meets evaluation.recall_target.
+    The weights stay. Figures of the old test do not hold for the new threshold and are dropped, and with them the model
+    card; those of the refit are under metrics["calibration"], and are of the images that chose it. Raises DataError
+    where the images are those the model was trained on or were prepared otherwise, GateRefused where no threshold meets
+    evaluation.recall_target, UsageError where `out` holds something other than a bundle.
     """
     from pneumonia.architecture import load_model
 
+    check_replaceable(out, contract.BUNDLE_MANIFEST, "a bundle")
     opened, data = open_bundle(bundle), load_prepared(prepared)
     if opened.manifest.data["digest"] == data.manifest["digest"]:
         digest = opened.manifest.data["digest"][:12]
@@ -45,10 +50,8 @@ def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle
     )
     manifest = opened.manifest
     keys = ("digest", "source", "synthetic", "patients", "counts")
-    return extend_bundle(
-        opened,
-        out,
-        {},
+    changed = replace(
+        manifest,
         name=f"{manifest.name.removesuffix('-calibrated')}-calibrated",
         temperature=temperature,
         threshold=threshold,
@@ -57,3 +60,5 @@ def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle
         data={**manifest.data, "calibrated_on": {key: data.manifest[key] for key in keys},
               "synthetic": manifest.synthetic or data.manifest["synthetic"]},
     )  # fmt: skip
+    kept = {name: bundle / name for name in manifest.files if name != contract.CARD_FILE}
+    return write_bundle(out, changed, kept)
