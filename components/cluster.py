@@ -15,7 +15,7 @@ SHARED_MEMORY = "8Gi"
 """Limit of /dev/shm, through which loader processes and NCCL pass tensors; a pod's own is 64 MiB."""
 SECRETS = {
     "pneumonia-kaggle": ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"),
-    "pneumonia-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "pneumonia-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
     "pneumonia-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
 }
 """Keys by secret; each becomes the environment variable of its name. A cluster without one of them runs as well."""

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from components.baseline.component import baseline as fit_baseline
 from components.build_tensorrt.component import build_tensorrt
 from components.cluster import on_gpu, with_retries, with_secrets
+from components.confirm.component import confirm
 from components.deploy.component import deploy as deploy_release
 from components.evaluate.component import evaluate
 from components.export_int8.component import export_int8
@@ -167,6 +168,9 @@ def train_pipeline(
                 fetched=fetched.outputs["fetched"],
             )
             with_retries(with_secrets(deployed, ["s3", "mlflow"]), 2).set_caching_options(enable_caching=False)
+            confirm(library_version=library_version, deployed=deployed.outputs["deployed"]).set_caching_options(
+                enable_caching=False
+            )
 
 
 if __name__ == "__main__":

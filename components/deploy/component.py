@@ -20,7 +20,8 @@ def deploy(
 ):
     """Brings a release to an InferenceService of KServe: as a canary without traffic, tested, with some, promoted.
 
-    A canary that fails a test is removed and the step fails with 5 and the reasons; the model that was served stays.
+    A canary that fails a test is removed, the model that was served stays, and the reasons are in `deployed`, by which
+    `confirm` fails: what a failed step has written is lost, and one that is tried again would put the canary back.
     Fails with 4 where the cluster lacks KServe or this step may not change it. Safe to run again after it was stopped
     anywhere. Never cached. Not run on a cluster.
 

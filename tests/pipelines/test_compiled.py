@@ -18,8 +18,8 @@ from pneumonia.pipelines.step import PARAMETERS, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
-    "baseline", "build-tensorrt", "deploy", "evaluate", "export-int8", "export-onnx", "fetch", "gate", "notify",
-    "parity", "prepare", "publish", "train", "train-distributed",
+    "baseline", "build-tensorrt", "confirm", "deploy", "evaluate", "export-int8", "export-onnx", "fetch", "gate",
+    "notify", "parity", "prepare", "publish", "train", "train-distributed",
 )  # fmt: skip
 PIPELINES = ("train", "score")
 SCORING = ("list-shards", "merge-scores", "notify", "score-shard")
@@ -40,7 +40,7 @@ CLUSTER = {
     "train-distributed-2": {S3, MLFLOW, VOLUME},
 }
 RETRIES = {"fetch": 3, "publish": 3, "deploy": 2}
-UNCACHED = {"fetch", "prepare", "gate", "publish", "deploy", "notify"}
+UNCACHED = {"fetch", "prepare", "gate", "publish", "deploy", "confirm", "notify"}
 
 
 def documents(name: str) -> list[dict[str, Any]]:

@@ -130,3 +130,30 @@ def test_a_webhook_that_fails_does_not_fail_the_run(capsys: pytest.CaptureFixtur
     say("http://127.0.0.1:9", "run-1", "SUCCEEDED", "")
     say("no url", "run-1", "SUCCEEDED", "")
     assert capsys.readouterr().err.count("was not delivered") == 3
+
+
+def test_a_refused_canary_fails_the_pipeline_after_its_reasons_were_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = tmp_path / "deployed.json"
+    for outcome, reasons in (("promoted", []), ("refused", ["3 of 40 probe images get another label", "p95 is 9 ms"])):
+        said.write_text(json.dumps({"uri": "s3://b/r", "model_id": "m@1", "outcome": outcome, "reasons": reasons}))
+        given = {**VERSION, "deployed": artifact("Artifact", said)}
+        if not reasons:
+            function("confirm")(**given)
+            continue
+        with pytest.raises(SystemExit) as ended:
+            function("confirm")(**given)
+        assert ended.value.code == 5
+        assert [reason in capsys.readouterr().err for reason in reasons[-1:]] == [True]
+
+
+def test_a_release_that_no_server_can_read_is_not_deployed(bundle: Bundle, tmp_path: Path) -> None:
+    from pneumonia.errors import UsageError
+    from pneumonia.pipelines.step import deploy_release
+
+    release = tmp_path / "release.json"
+    release.write_text(json.dumps({"release": "/data/releases/0", "model_id": bundle.model_id}))
+    with pytest.raises(UsageError, match="no server of the cluster can read"):
+        deploy_release(settings(tmp_path), release, bundle.path, tmp_path, "ml", "pneumonia", 10, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pneumonia.bundle import Bundle
 from pneumonia.core.prediction import Prediction
 from pneumonia.errors import DataError, DeployRefused, MissingPrerequisite, UsageError
 from pneumonia.inference.predictor import Predictor
+from pneumonia.release import checks
 from pneumonia.release.deploy import DeployResult, deploy
 from pneumonia.release.fake_cluster import FakeCluster
 from tests.release.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
@@ -176,6 +179,25 @@ def test_a_bad_canary_is_removed_before_it_gets_traffic(world: World, change: An
     assert served(cluster) == {str(world.releases[0]): 100} and len(cluster.workloads) == 1
     with pytest.raises(DeployRefused, match=said):
         result.require()
+
+
+def test_answers_may_differ_as_far_as_the_served_form_was_shown_to(world: World) -> None:
+    """INT8 and FP16 engines are not float32; what their parity allowed, the canary is allowed."""
+    new = world.bundles[1]
+    probe = checks.load_probe(new, world.images)
+    manifest = replace(new.manifest, metrics={"parity": {"onnx": {"max_gap": 1e-6}, "int8": {"max_gap": 0.0023}}})
+    quantized = replace(new, manifest=manifest)
+
+    def reasons(bundle: Bundle, shift: float) -> list[str]:
+        def moved(answer: Prediction) -> Prediction:
+            away = shift if answer.probability < 0.5 else -shift
+            return replace(answer, probability=answer.probability + away)
+
+        return checks.check_answers(Changed(world.load(str(world.releases[1])), moved), probe, bundle).reasons
+
+    assert reasons(quantized, 0.0022) == []
+    assert any("from the bundle's probe" in reason for reason in reasons(quantized, 0.01))
+    assert any("from the bundle's probe" in reason for reason in reasons(new, 0.0022))
 
 
 def test_a_canary_that_does_not_start_is_removed_with_its_pods_reasons(world: World) -> None:

@@ -115,6 +115,21 @@ def test_a_job_that_completes_gives_its_bundle_and_its_log(
     ]
 
 
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_log_that_cannot_be_read_costs_no_training(
+    bundle: Bundle,
+    prepared_folder: Path,
+    workspace: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    status: int,
+) -> None:
+    server = FakeTrainer("Complete", ["one", "two", "three"], trains(workspace, bundle.path))
+    server.no_log = status
+    assert run(server, prepared_folder, workspace, tmp_path / "out").digest == bundle.digest
+    assert capfd.readouterr().err.count("no log for now") == 1
+
+
 def test_a_job_that_fails_says_why_and_goes(prepared_folder: Path, workspace: Path, tmp_path: Path) -> None:
     server = FakeTrainer("Failed", ["train: step 1/2", "error: no threshold meets the recall target"])
     with pytest.raises(PneumoniaError, match=r"TrainJob \S+ failed: no threshold meets the recall target"):

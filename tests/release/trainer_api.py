@@ -17,6 +17,7 @@ class FakeTrainer:
 
     outcome: Complete, Failed, or Running for a job that never ends. log: what the first node writes, line by line.
     on_complete: called with the job when it completes. refuse: HTTP status for creating one. away: looks that get 503.
+    no_log: HTTP status for reading the log.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class FakeTrainer:
         self.looks = 0
         self.refuse = 0
         self.away = 0
+        self.no_log = 0
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         """Status and JSON, or text, of one request."""
@@ -45,6 +47,8 @@ class FakeTrainer:
             return 200, {"kind": "PodList", "items": [_pod(f"{name[1]}-node-0-0-x")] if name[1] in self.jobs else []}
         if path.startswith(f"{PODS}/") and path.endswith("/log"):
             assert query["container"] == ["node"]
+            if self.no_log:
+                return self.no_log, {"message": "container is gone"}
             return 200, "\n".join(self.full_log[: self.looks])
         return 404, {"message": f"no path {method} {path}"}
 

@@ -123,12 +123,22 @@ def deploy_release(
     canary_percent: int,
     out: Path,
 ) -> None:
-    """Deploy what `publish_bundle` published; what was changed goes to `out` as JSON. Raises as `deploy` does."""
+    """Deploy what `publish_bundle` published; what was changed, or why not, goes to `out` as JSON.
+
+    Raises as `deploy` does, and UsageError for a release in a folder, which only this step can see; of a refused canary
+    `confirm_deployed` tells.
+    """
     from pneumonia.config.compose import compose
     from pneumonia.release.deploy import deploy
 
+    uri = json.loads(release.read_text("utf-8"))["release"]
+    if "://" not in uri:
+        raise UsageError(
+            f"{uri}: a folder of this step, which no server of the cluster can read; run the pipeline with "
+            "release_root=s3://<bucket>/<path>, or with deploy=false"
+        )
     result = deploy(
-        json.loads(release.read_text("utf-8"))["release"],
+        uri,
         bundle,
         images,
         service=inference_service,
@@ -138,4 +148,10 @@ def deploy_release(
         registered_model=REGISTERED_MODEL,
     )
     write_json(out, result.to_json())
-    result.require()
+
+
+def confirm_deployed(deployed: Path) -> None:
+    """Raises DeployRefused, with every reason, where `deploy_release` wrote that the canary was refused."""
+    from pneumonia.release.deploy import DeployResult
+
+    DeployResult(**json.loads(deployed.read_text("utf-8"))).require()

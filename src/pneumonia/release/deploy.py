@@ -53,7 +53,7 @@ class Plan:
     poll_s: float = 1.0
     latency_requests: int = checks.LATENCY_REQUESTS
     max_slowdown: float = checks.MAX_SLOWDOWN
-    max_gap: float = checks.MAX_PROBABILITY_GAP
+    max_gap: float | None = None
     min_accuracy: float = checks.MIN_ACCURACY
     tracking_uri: str | None = None
     registered_model: str = "pneumonia"
@@ -245,15 +245,16 @@ class _Deployment:
 
 
 def promote(rollout: Rollout, variant: Variant) -> None:
-    """Give the canary as many pods as the stable predictor has, then make it the stable one in one patch.
+    """Give the canary half of the pods, one at a time, then make it the stable predictor in one patch.
 
-    KServe deletes the old pods at once on a promotion and adds new ones only then; one pod at a time keeps as many
-    serving as were, but for the one that starts.
+    KServe takes a pod from the stable predictor for each that the canary gets, deletes the old ones at once on a
+    promotion and adds new ones only then. With half there are never fewer than half for all of the traffic, before the
+    patch or after it.
     """
     service = rollout.read()
     canary = service.canary(variant.name)
     if canary is not None:
-        for replicas in range((canary.replicas or 1) + 1, service.replicas + 1):
+        for replicas in range((canary.replicas or 1) + 1, (service.replicas + 1) // 2 + 1):
             rollout.resize(variant, canary.percent, replicas)
             rollout.wait_ready(variant, canary.percent, replicas)
     before = rollout.read().stable

@@ -32,7 +32,7 @@ UNREACHABLE_FOR_S = 300.0
 """How long the API server may stay away before the job counts as lost."""
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
-              "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")  # fmt: skip
+              "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")  # fmt: skip
 _SECRETS = {name: "pneumonia-mlflow" if name.startswith("MLFLOW") else "pneumonia-s3" for name in _PASSED_ON}
 
 
@@ -145,7 +145,6 @@ def _follow(jobs: _Jobs, name: str, poll_s: float) -> None:
     while True:
         try:
             ended = _ended(jobs.get(name))
-            shown.more()
             lost_since = None
         except ServerUnavailable as error:
             lost_since = lost_since or time.monotonic()
@@ -153,6 +152,7 @@ def _follow(jobs: _Jobs, name: str, poll_s: float) -> None:
                 raise
             print(f"train: {error}; asking again", file=sys.stderr, flush=True)
             ended = None
+        shown.more()
         if ended is not None:
             if ended:
                 raise PneumoniaError(f"TrainJob {name} failed: {shown.reason() or ended}")
@@ -176,10 +176,21 @@ class _Log:
     def __init__(self, jobs: _Jobs, name: str) -> None:
         self.jobs, self.name = jobs, name
         self.lines: list[str] = []
+        self.said = ""
 
     def more(self) -> None:
-        """Show what is new. A pod that is not there yet has written nothing."""
-        lines = self.jobs.log(self.name).splitlines()
+        """Show what is new. A pod that is not there yet has written nothing.
+
+        A log that cannot be read is said once, and costs no training.
+        """
+        try:
+            lines = self.jobs.log(self.name).splitlines()
+        except PneumoniaError as error:
+            if str(error) != self.said:
+                print(f"train: no log for now, {error}", file=sys.stderr, flush=True)
+            self.said = str(error)
+            return
+        self.said = ""
         # A pod that was replaced begins anew.
         new = lines[len(self.lines) :] if lines[: len(self.lines)] == self.lines else lines
         self.lines = lines
@@ -217,7 +228,7 @@ class _Jobs:
     def log(self, name: str) -> str:
         """All that the first node has written so far; empty before it runs."""
         labels = f"{JOB_LABEL}={name},{INDEX_LABEL}=0"
-        with self._explained("read the log of TrainJob"):
+        with self._explained("read the log of TrainJob", gone=f"the pod of TrainJob {name} is gone"):
             pods = self.core.list_namespaced_pod(self.namespace, label_selector=labels, **self.timeout).items
             started = [pod for pod in pods if pod.status.phase in ("Running", "Succeeded", "Failed")]
             if not started:

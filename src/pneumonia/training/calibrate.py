@@ -49,6 +49,8 @@ def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle
         data.labels, probability, threshold, data.patients, *options, config.evaluation.prevalence
     )
     manifest = opened.manifest
+    # The weights and what was made of them are the same.
+    parity = {"parity": manifest.metrics["parity"]} if "parity" in manifest.metrics else {}
     keys = ("digest", "source", "synthetic", "patients", "counts")
     changed = replace(
         manifest,
@@ -56,7 +58,7 @@ def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle
         temperature=temperature,
         threshold=threshold,
         recall_target=config.evaluation.recall_target,
-        metrics={"calibration": {name: interval.to_json() for name, interval in figures.items()}},
+        metrics={"calibration": {name: interval.to_json() for name, interval in figures.items()}, **parity},
         data={**manifest.data, "calibrated_on": {key: data.manifest[key] for key in keys},
               "synthetic": manifest.synthetic or data.manifest["synthetic"]},
     )  # fmt: skip
