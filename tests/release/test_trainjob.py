@@ -16,6 +16,7 @@ import pytest
 
 from pneumonia.bundle import Bundle
 from pneumonia.errors import MissingPrerequisite, PneumoniaError
+from pneumonia.release import trainjob
 from pneumonia.release.trainjob import JobShape, train_job, train_on_cluster
 from tests.pipelines.kubeflow import serve
 from tests.release.trainer_api import FakeTrainer, trains
@@ -141,6 +142,26 @@ def test_a_job_that_fails_says_why_and_goes(prepared_folder: Path, workspace: Pa
 def test_a_job_that_fails_without_words(prepared_folder: Path, workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(PneumoniaError, match="JobsFailed: node failed"):
         run(FakeTrainer("Failed", []), prepared_folder, workspace, tmp_path / "out")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_job_goes_with_the_pod_of_the_step(
+    bundle: Bundle, prepared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    (tmp_path / "namespace").write_text("ml\n")
+    monkeypatch.setattr(trainjob, "_NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("KFP_POD_NAME", "run-train-1")
+    monkeypatch.setenv("KFP_POD_UID", "7f")
+    (tmp_path / "shared").mkdir()
+    server = FakeTrainer("Complete", [], trains(tmp_path / "shared", bundle.path))
+    with serve(server) as url:
+        train_on_cluster(
+            [], prepared_folder, tmp_path / "out", SHAPE, workspace=tmp_path / "shared",
+            namespace="ml" if elsewhere else None, api=client.ApiClient(client.Configuration(host=url)), poll_s=0.02,
+        )  # fmt: skip
+    # A namespace that was given may be another than the pod's, and Kubernetes removes what such a pod owns at once.
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "run-train-1", "uid": "7f"}
+    assert server.created[0]["metadata"].get("ownerReferences") == (None if elsewhere else [owner])
 
 
 def test_success_without_a_bundle_is_a_failure(prepared_folder: Path, workspace: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -123,7 +124,9 @@ def train_on_cluster(
     with terminate_as_interrupt():
         try:
             shutil.copytree(prepared, folder / "prepared")
-            jobs.create(train_job(name, settings, shape, name))
+            job = train_job(name, settings, shape, name)
+            job["metadata"].update({} if namespace else _owned_by_this_pod())
+            jobs.create(job)
             _follow(jobs, name, poll_s)
             made = list((folder / "out").glob(f"*/bundle/{contract.BUNDLE_MANIFEST}"))
             if not made:
@@ -295,6 +298,15 @@ def _in_cluster() -> Any:
     except (config.ConfigException, OSError) as error:
         raise MissingPrerequisite(f"no cluster to train on ({error}); set KUBECONFIG, or run in a pod") from error
     return client.ApiClient()
+
+
+def _owned_by_this_pod() -> dict[str, Any]:
+    """Metadata by which Kubernetes removes the job with the step's pod, should the step be killed before it can.
+
+    Pipelines' launcher names the pod in the environment. An owner has to be of the job's own namespace.
+    """
+    name, uid = os.environ.get("KFP_POD_NAME"), os.environ.get("KFP_POD_UID")
+    return {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]} if name and uid else {}
 
 
 def _own_namespace() -> str:
