@@ -83,7 +83,9 @@ def finished(kubeflow: FakeKubeflow, state: str, gate: str) -> str:
     fetch |= {"start_time": f"{day}:00:00Z", "end_time": f"{day}:01:00Z"}
     refused = {"display_name": "gate", "state": gate, "child_tasks": [{"pod_name": "gate-pod"}]}
     refused |= {"start_time": f"{day}:05:00Z", "end_time": f"{day}:05:09Z"}
-    tasks = [refused | ({"error": {"message": "exit code 5"}} if gate == "FAILED" else {}), fetch]
+    group = {"display_name": "exit-handler-1", "state": gate, "start_time": f"{day}:00:00Z"}
+    group |= {"end_time": f"{day}:05:10Z", "child_tasks": [{"pod_name": "fetch-pod"}, {"pod_name": "gate-pod"}]}
+    tasks = [group, refused | ({"error": {"message": "exit code 5"}} if gate == "FAILED" else {}), fetch]
     kubeflow.runs["r1"] = {
         "run_id": "r1", "display_name": "nightly", "state": state, "run_details": {"task_details": tasks},
     }  # fmt: skip
@@ -98,6 +100,7 @@ def test_status_and_logs_of_a_failed_run(kubeflow: FakeKubeflow) -> None:
     assert done.stderr.splitlines()[-1] == "error: step gate: exit code 5"
     tasks = json.loads(done.stdout)["tasks"]
     assert [(task["name"], task["seconds"]) for task in tasks] == [
+        ("exit-handler-1", 310),
         ("fetch", 60),
         ("gate", 9),
     ]

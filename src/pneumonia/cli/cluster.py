@@ -116,11 +116,12 @@ def status(
     run = Kubeflow(host, namespace).run(run_id)
     print(json.dumps(asdict(run), indent=2))
     if run.state == "FAILED":
-        raise StepFailed(*_first_failure(run), 1)
+        raise StepFailed(*_failure(run), 1)
 
 
-def _first_failure(run: Run) -> tuple[str, str]:
-    failed = next((task for task in run.tasks if task.state == "FAILED" and task.pod), None)
+def _failure(run: Run) -> tuple[str, str]:
+    """Step and reason; see find_task for why the last."""
+    failed = next((task for task in reversed(run.tasks) if task.state == "FAILED" and task.pod), None)
     if failed is None:
         return "run", run.reason or "failed without a reason"
     return failed.name, failed.reason or f"failed; see `pneumoctl pipeline logs {run.run_id}`"
@@ -128,7 +129,7 @@ def _first_failure(run: Run) -> tuple[str, str]:
 
 def logs(
     run_id: str = typer.Argument(..., help="Id that submit printed."),
-    step: str | None = typer.Argument(None, help="Step; default: the first that failed, else the last that began."),
+    step: str | None = typer.Argument(None, help="Step; default: that which failed, else the last that began."),
     host: str | None = _HOST,
     namespace: str | None = _NAMESPACE,
 ) -> None:

@@ -177,14 +177,15 @@ def _ended(item: Any) -> bool:
 
 
 def find_task(run: Run, name: str | None) -> Task:
-    """The step of this name; without one the first that failed, else the last that began.
+    """The step of this name; without one that which failed, else the last that began.
 
-    Raises UsageError where there is none.
+    The server lists groups of steps (the run, its exit handler) beside them, which fail with the step and begin before
+    it: of what failed, the last to begin is a step. Raises UsageError where there is none.
     """
     with_pod = [task for task in run.tasks if task.pod]
     if name is None:
         failed = [task for task in with_pod if task.state == "FAILED"]
-        chosen = failed[:1] or with_pod[-1:]
+        chosen = failed[-1:] or with_pod[-1:]
     else:
         chosen = [task for task in with_pod if task.name == name]
     if not chosen:
