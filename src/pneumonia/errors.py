@@ -15,6 +15,7 @@
     │   ├── PortTaken               another process listens on the port
     │   ├── SourceUnavailable       a download has no credentials, is refused, does not answer or was cut off
     │   └── ServerUnavailable       no answer, or no longer an answer, from the server
+    ├── NoAnswer                    the model has no answer for an image: logits that are not finite
     ├── Refused                  5  a check said no
     │   ├── GateRefused             the model is not good enough to promote
     │   ├── DeployRefused           the served canary did not pass its checks
@@ -98,6 +99,10 @@ class ServerUnavailable(MissingPrerequisite):
     def __init__(self, message: str, transient: bool = True) -> None:
         self.transient = transient
         super().__init__(message)
+
+
+class NoAnswer(PneumoniaError):
+    """The model has no answer for an image: its logits are not finite numbers."""
 
 
 class Refused(PneumoniaError):

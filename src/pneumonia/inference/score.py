@@ -21,7 +21,7 @@ from pneumonia import contract
 from pneumonia.core.cores import usable_cores
 from pneumonia.core.prediction import Prediction
 from pneumonia.core.preprocess import normalize, pixels
-from pneumonia.errors import DataError, ImageError, PneumoniaError, ServerUnavailable
+from pneumonia.errors import DataError, ImageError, NoAnswer, PneumoniaError, ServerUnavailable
 from pneumonia.inference.inputs import Inputs, Item
 from pneumonia.inference.journal import COLUMNS, Journal, Row
 from pneumonia.inference.predictor import Predictor, TensorPredictor
@@ -129,11 +129,18 @@ def in_process(predictor: TensorPredictor, workers: int = 0) -> Answerer:
         except ImageError as error:
             return _reason(error, item)
 
+    def answer(gray: list[Any]) -> list[Prediction | str]:
+        try:
+            return list(predictor.answer(normalize(np.stack(gray), spec)))
+        except NoAnswer as error:
+            # The others of the batch have theirs.
+            return [_reason(error)] if len(gray) == 1 else [answer([one])[0] for one in gray]
+
     def answers(items: Iterable[Item]) -> Generator[Answered, None, None]:
         decoded = _ordered(decode, items, workers or usable_cores(), AHEAD)
         while batch := list(islice(decoded, BATCH)):
             good = [gray for _, gray in batch if not isinstance(gray, str)]
-            found = iter(predictor.answer(normalize(np.stack(good), spec)) if good else [])
+            found = iter(answer(good) if good else [])
             yield from ((item, gray if isinstance(gray, str) else next(found)) for item, gray in batch)
 
     return answers
@@ -174,7 +181,7 @@ class _Asker:
         while True:
             try:
                 (answer,) = self._client().predict([data])
-            except ImageError as error:
+            except (ImageError, NoAnswer) as error:
                 return _reason(error, item)
             except ServerUnavailable as error:
                 self.local.client = None
@@ -200,9 +207,9 @@ class _Asker:
             print(f"score: {error}; trying again for {self.retry_for_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def _reason(error: ImageError, item: Item) -> str:
+def _reason(error: PneumoniaError, item: Item | None = None) -> str:
     """The message without the image's name, which has a column of its own."""
-    return str(error).removeprefix(f"{item.name}: ").removeprefix("image 0: ")
+    return str(error).removeprefix(f"{item.name}: " if item else "").removeprefix("image 0: ")
 
 
 def _ordered(
