@@ -94,10 +94,16 @@ class SourceUnavailable(MissingPrerequisite):
 
 
 class ServerUnavailable(MissingPrerequisite):
-    """No answer, or no longer an answer, from the server. `transient`: the same request may be answered later."""
+    """No answer, or no longer an answer, from the server.
 
-    def __init__(self, message: str, transient: bool = True) -> None:
+    transient: the same request may be answered later. busy: a server is there and takes no more now. failed: a server
+    is there and failed at this request.
+    """
+
+    def __init__(self, message: str, transient: bool = True, busy: bool = False, failed: bool = False) -> None:
         self.transient = transient
+        self.busy = busy
+        self.failed = failed
         super().__init__(message)
 
 

@@ -51,8 +51,8 @@ def predictions(
     for position, row in enumerate(logits):
         if not np.isfinite(row).all():
             raise NoAnswer(
-                f"image {position}: the {contract.NOT_FINITE} ({', '.join(map(str, row))}), so there is no answer, such "
-                "as where float16 overflows; ask another form of the model, and have this one checked"
+                f"image {position}: the {contract.NOT_FINITE} ({', '.join(map(str, row))}), so there is no answer, "
+                "such as where float16 overflows; ask another form of the model, and have this one checked"
             )
     probability = pneumonia_probability(logits, temperature)
     return [
