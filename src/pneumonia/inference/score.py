@@ -91,7 +91,8 @@ def score(
             with suppress(PneumoniaError):
                 journal.append(block[journal.rows - before :])
             rows = f"score: stopped, {journal.rows} rows are kept in {journal.path}"
-            print(f"{rows}; the same command goes on from there", file=sys.stderr)
+            same = "the same command without --overwrite" if overwrite else "the same command"
+            print(f"{rows}; {same} goes on from there", file=sys.stderr)
             raise
         journal.append(block)
         journal.finish()
