@@ -22,10 +22,10 @@ from pneumonia.triton.server import TritonServer
 HAS_SERVER = (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 
-def tiny_bundle(target: Path, **changes: Any) -> Bundle:
+def tiny_bundle(target: Path, nan_above: float | None = None, **changes: Any) -> Bundle:
     """A bundle whose graph is a linear layer over each channel's mean: brighter than middle grey is PNEUMONIA.
 
-    changes: fields of the manifest.
+    nan_above: logits are NaN where a channel's mean, in standard deviations, is more. changes: fields of the manifest.
     """
     pytest.importorskip("onnx", reason="onnx is not installed; pip install 'pneumonia[train]'")
     from onnx import TensorProto, helper, save
@@ -40,7 +40,18 @@ def tiny_bundle(target: Path, **changes: Any) -> Bundle:
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], [contract.TENSOR_OUTPUT]),
     ]
-    graph = helper.make_graph(nodes, "brightness", [image], [logits], [weights])
+    constants = [weights]
+    if nan_above is not None:
+        constants.append(helper.make_tensor("limit", TensorProto.FLOAT, [], [nan_above]))
+        constants.append(helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]))
+        nodes[2:] = [
+            helper.make_node("Sub", ["limit", "flat"], ["below"]),
+            helper.make_node("Sqrt", ["below"], ["root"]),
+            helper.make_node("Mul", ["root", "zero"], ["nothing"]),
+            helper.make_node("Add", ["flat", "nothing"], ["sum"]),
+            helper.make_node("MatMul", ["sum", "weights"], [contract.TENSOR_OUTPUT]),
+        ]
+    graph = helper.make_graph(nodes, "brightness", [image], [logits], constants)
     opset = helper.make_opsetid("", contract.ONNX_OPSET)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=contract.ONNX_IR_VERSION)
     target.parent.mkdir(parents=True, exist_ok=True)

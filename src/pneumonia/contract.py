@@ -22,6 +22,8 @@ TENSOR_MODEL: Final = "pneumonia_vit"
 TENSOR_INPUT: Final = "pixel_values"
 TENSOR_INPUT_DIMS: Final = (3, IMAGE_SIZE, IMAGE_SIZE)
 TENSOR_OUTPUT: Final = "logits"
+NOT_FINITE: Final = f"{TENSOR_OUTPUT} are not finite"
+"""What the message of NoAnswer says, in this process or from a server, which has no status of its own for it."""
 TENSOR_OUTPUT_DIMS: Final = (len(LABELS),)
 
 # The served ensemble, public as /v2/models/pneumonia_detection, and the two steps around the tensor model.

@@ -15,6 +15,7 @@
     │   ├── PortTaken               another process listens on the port
     │   ├── SourceUnavailable       a download has no credentials, is refused, does not answer or was cut off
     │   └── ServerUnavailable       no answer, or no longer an answer, from the server
+    ├── NoAnswer                    the model has no answer for an image: logits that are not finite
     ├── Refused                  5  a check said no
     │   ├── GateRefused             the model is not good enough to promote
     │   ├── DeployRefused           the served canary did not pass its checks
@@ -93,11 +94,21 @@ class SourceUnavailable(MissingPrerequisite):
 
 
 class ServerUnavailable(MissingPrerequisite):
-    """No answer, or no longer an answer, from the server. `transient`: the same request may be answered later."""
+    """No answer, or no longer an answer, from the server.
 
-    def __init__(self, message: str, transient: bool = True) -> None:
+    transient: the same request may be answered later. busy: a server is there and takes no more now. failed: a server
+    is there and failed at this request.
+    """
+
+    def __init__(self, message: str, transient: bool = True, busy: bool = False, failed: bool = False) -> None:
         self.transient = transient
+        self.busy = busy
+        self.failed = failed
         super().__init__(message)
+
+
+class NoAnswer(PneumoniaError):
+    """The model has no answer for an image: its logits are not finite numbers."""
 
 
 class Refused(PneumoniaError):

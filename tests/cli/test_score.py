@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Sequence
@@ -54,10 +55,33 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder(tmp_path_factory.mktemp("many") / "in", 1200)
 
 
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 images: more than two blocks of rows."""
-    return folder(tmp_path_factory.mktemp("several") / "in", 600)
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """600 images: after the first block of rows, more than are asked for ahead."""
+    return folder(tmp_path / "in", 600)
+
+
+def hold(path: Path) -> bytes:
+    """Make an image a pipe, so that a run waits at it until `let_go`; its content."""
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    return content
+
+
+def let_go(path: Path, content: bytes, process: subprocess.Popen[str]) -> None:
+    """Hand the image to the one reader that waits for it, if there is one before the process ends; make it a file."""
+    while process.poll() is None:
+        try:
+            pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # Nobody reads yet.
+            time.sleep(0.01)
+            continue
+        with open(pipe, "wb") as stream:
+            stream.write(content)
+        break
+    path.unlink()
+    path.write_bytes(content)
 
 
 @pytest.fixture
@@ -159,8 +183,17 @@ def rows_safe(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
 
 
+def wait_for_a_row(process: subprocess.Popen[str], journal: Path) -> None:
+    """Until a held run has written its first rows."""
+    deadline = time.monotonic() + 60
+    while rows_safe(journal) < 1:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signal.Signals) -> None:
-    """Signal a run once so many rows are safe; it must not have ended before."""
+    """Signal a run once so many rows are safe; it must be held behind them."""
     deadline = time.monotonic() + 60
     while rows_safe(journal) < rows:
         assert process.poll() is None, process.communicate()
@@ -170,14 +203,16 @@ def stop_at(process: subprocess.Popen[str], journal: Path, rows: int, how: signa
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_and_has_every_row_once(
-    bundle: Bundle, many: Path, tmp_path: Path, how: signal.Signals
-) -> None:
+def test_a_stopped_run_goes_on_and_has_every_row_once(bundle: Bundle, tmp_path: Path, how: signal.Signals) -> None:
     out, journal = tmp_path / "out.csv", tmp_path / "out.csv.partial"
-    run = command(many, "-o", out, "--bundle", bundle.path)
-    for rows in (200, 600):
+    images = folder(tmp_path / "in", 1200)
+    run = command(images, "-o", out, "--bundle", bundle.path)
+    # Less than a block and a batch before the held image may not be safe yet.
+    for rows, held in ((200, images / "00500.jpeg"), (600, images / "01100.jpeg")):
+        content = hold(held)
         process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         stop_at(process, journal, rows, how)
+        let_go(held, content, process)
         stderr = process.communicate(timeout=60)[1]
         assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), stderr
         assert "Traceback" not in stderr
@@ -189,7 +224,7 @@ def test_a_stopped_run_goes_on_and_has_every_row_once(
     done = score(*run[len(PNEUMOCTL) + 1 :])
     assert done.returncode == 0, done.stderr
     assert f"going on after {safe} rows" in done.stderr
-    assert [(row["filename"], row["prediction"]) for row in table(out)] == expected(bundle, many)
+    assert [(row["filename"], row["prediction"]) for row in table(out)] == expected(bundle, images)
     assert not journal.exists()
 
 
@@ -210,22 +245,20 @@ def test_results_of_other_inputs_are_not_mixed_in(bundle: Bundle, mixed: Path, t
     assert len(table(out)) == 40
 
 
-def test_two_runs_do_not_write_one_table(bundle: Bundle, many: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.csv"
-    first = subprocess.Popen(command(many, "-o", out, "--bundle", bundle.path), stderr=subprocess.DEVNULL)
+def test_two_runs_do_not_write_one_table(bundle: Bundle, tmp_path: Path) -> None:
+    out, images = tmp_path / "out.csv", folder(tmp_path / "in", 400)
+    held = images / "00350.jpeg"
+    content = hold(held)
+    first = subprocess.Popen(command(images, "-o", out, "--bundle", bundle.path), stderr=subprocess.DEVNULL, text=True)
     try:
-        deadline = time.monotonic() + 30
-        while rows_safe(tmp_path / "out.csv.partial") < 1 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        # Held where it is, however fast it scores.
-        first.send_signal(signal.SIGSTOP)
-        second = score(many, "-o", out, "--bundle", bundle.path)
+        wait_for_a_row(first, tmp_path / "out.csv.partial")
+        second = score(images, "-o", out, "--bundle", bundle.path)
         assert second.returncode == 1
         assert "another process is writing it" in second.stderr
     finally:
-        first.send_signal(signal.SIGCONT)
+        let_go(held, content, first)
         assert first.wait(60) == 0
-    assert len(table(out)) == 1200
+    assert len(table(out)) == 400
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -236,17 +269,21 @@ def test_a_server_killed_and_started_again_costs_no_row_and_doubles_none(
         ports, url = first.ports, first.address(protocol)
         out, journal = tmp_path / "out.csv", tmp_path / "out.csv.partial"
         run = command(several, "-o", out, "--mode", "triton", "--protocol", protocol, "--url", url, "--timeout", 10)
+        held = several / "00300.jpeg"
+        content = hold(held)
         process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert first.process is not None
-        while rows_safe(journal) < 1:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.005)
+        wait_for_a_row(process, journal)
         os.killpg(first.process.pid, signal.SIGKILL)
+        # Only when the server is back may the run come as far as that image.
+        feeder = threading.Thread(target=let_go, args=(held, content, process), daemon=True)
+        feeder.start()
     time.sleep(1)
     assert process.poll() is None, process.communicate()
     with TritonServer(release, ports["http"], ports["grpc"], ports["metrics"]) as second:
         second.wait_ready()
         stderr = process.communicate(timeout=120)[1]
+    feeder.join()
     assert process.returncode == 0, stderr
     assert re.search(r"score: .*trying again for 120 s", stderr)
     assert [(row["filename"], row["prediction"]) for row in table(out)] == expected(bundle, several)
@@ -258,13 +295,17 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_finishes_it(
     out, journal = tmp_path / "out.csv", tmp_path / "out.csv.partial"
     with serving(release) as first:
         run = command(several, "-o", out, "--mode", "triton", "--url", first.address("http"), "--retry-for", 1)
+        held = several / "00300.jpeg"
+        content = hold(held)
         process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert first.process is not None
-        while rows_safe(journal) < 1:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.005)
+        wait_for_a_row(process, journal)
         os.killpg(first.process.pid, signal.SIGKILL)
+        # Only when the server is back may the run come as far as that image.
+        feeder = threading.Thread(target=let_go, args=(held, content, process), daemon=True)
+        feeder.start()
         stderr = process.communicate(timeout=60)[1]
+    feeder.join()
     assert process.returncode == 4, stderr
     assert "the same command goes on from there" in stderr
     with serving(release) as second:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pneumonia.core import image
 from pneumonia.errors import BadInput, ImageError
 from pneumonia.inference import inputs as module
 from pneumonia.inference.inputs import Inputs
@@ -136,12 +137,13 @@ def test_an_archive_that_breaks_off_keeps_what_stood_before(tmp_path: Path) -> N
 
 
 def test_a_file_too_large_to_be_a_radiograph_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
-    monkeypatch.setattr(module._read_zip, "__defaults__", (1001,))
-    (tmp_path / "big.png").write_bytes(bytes(1001))
+    for reader in (module, image):
+        monkeypatch.setattr(reader, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(module._read_zip, "__defaults__", ((1 << 20) + 1,))
+    (tmp_path / "big.png").write_bytes(bytes((1 << 20) + 1))
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(5_000_000))
     write_tar(tmp_path / "x.tar.gz", {"bomb.png": bytes(5_000_000)})
     for given in ("big.png", "x.zip", "x.tar.gz"):
         (problem,) = problems(tmp_path / given).values()
-        assert "at most 1,000 are read" in problem
+        assert ("more than 1 MiB" if given == "big.png" else "at most 1,048,576 are read") in problem

@@ -41,31 +41,32 @@ def infer(
     """Say NORMAL or PNEUMONIA for each image, with a calibrated confidence.
 
     One JSON object a line, indented where one image is asked for on a terminal. An image that cannot be read is
-    reported on stderr, the others are answered, and the exit code is 3.
+    reported on stderr, the others are answered, and the exit code is 3. So is one for which the model gives no number,
+    with exit code 1.
     """
     from pneumonia.core.image import read_image
-    from pneumonia.errors import ImageError
+    from pneumonia.errors import ImageError, NoAnswer
     from pneumonia.inference.predictor import open_predictor
 
     predictor = open_predictor(mode, bundle, device, url, protocol, timeout, retry_for)
     indent = 2 if len(images) == 1 and sys.stdout.isatty() else None
-    failed = False
+    code = 0
     for path in images:
         try:
             (answer,) = predictor.predict([read_image(path)])
-        except ImageError as error:
+        except (ImageError, NoAnswer) as error:
             # The reader below knows an image by its place only.
             reason = str(error).removeprefix(f"{path}: ").removeprefix("image 0: ")
             print(f"error: {path}: {reason}", file=sys.stderr)
-            failed = True
+            code = max(code, error.exit_code)
             continue
         # A name that is not UTF-8 cannot be printed as it is.
         name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         result = {"filename": name, "mode": mode, "prediction": answer.label,
                   "confidence": f"{answer.confidence:.4f}"}  # fmt: skip
         print(json.dumps(result, indent=indent, ensure_ascii=False), flush=True)
-    if failed:
-        raise typer.Exit(ImageError.exit_code)
+    if code:
+        raise typer.Exit(code)
 
 
 def serve(

@@ -42,7 +42,7 @@ def score(
     error.
 
     A run that was stopped or killed goes on where it was when the same command is given again. An image that cannot be
-    read becomes a row with its error, and the exit code is 3. Prints one JSON line.
+    read, or has no answer, becomes a row with its error, and the exit code is 3. Prints one JSON line.
     """
     import sys
 

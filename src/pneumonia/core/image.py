@@ -7,6 +7,7 @@ import io
 import struct
 import warnings
 from base64 import b64decode
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ MAX_PIXELS = 64_000_000
 """Largest image decoded, width x height. Detector images are below 25 megapixels; a bomb is far above."""
 MAX_BYTES = 256 << 20
 """Most bytes read of one file. The largest image decoded has about half of them, uncompressed at 16 bits."""
+_CHUNK = 1 << 16
 MIN_SIDE = 16
 """Smallest side accepted, in pixels: below it there is nothing of a chest to see."""
 FORMATS = ("JPEG", "PNG")
@@ -32,7 +34,8 @@ def read_image(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+            # Asked for all of them at once, Python sets aside that much memory for the smallest file.
+            data = b"".join(islice(iter(lambda: stream.read(_CHUNK), b""), MAX_BYTES // _CHUNK + 1))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path}: cannot be read ({reason}); give the path of a JPEG, PNG or DICOM file") from error

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumonia import contract
+from pneumonia.errors import NoAnswer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,17 @@ def decide(probability: npt.NDArray[np.float64], threshold: float) -> npt.NDArra
 def predictions(
     logits: npt.NDArray[np.floating[Any]], temperature: float, threshold: float, model_id: str
 ) -> list[Prediction]:
-    """Logits (B, 2) -> one Prediction an image, in order."""
+    """Logits (B, 2) -> one Prediction an image, in order.
+
+    Raises NoAnswer, naming the first image whose logits are not finite: NaN is below every threshold, and infinity
+    would be certain.
+    """
+    for position, row in enumerate(logits):
+        if not np.isfinite(row).all():
+            raise NoAnswer(
+                f"image {position}: the {contract.NOT_FINITE} ({', '.join(map(str, row))}), so there is no answer, "
+                "such as where float16 overflows; ask another form of the model, and have this one checked"
+            )
     probability = pneumonia_probability(logits, temperature)
     return [
         Prediction(

@@ -6,6 +6,7 @@ import functools
 import glob
 import lzma
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -15,14 +16,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pneumonia.core.dicom import is_dicom
-from pneumonia.core.image import read_image
+from pneumonia.core.image import MAX_BYTES, read_image
 from pneumonia.errors import BadInput, ImageError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
 """Taken from folders and archives; files without a suffix, as DICOM exports have them, where their content says so."""
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-MAX_FILE_BYTES = 256 << 20
-"""Largest file read: more than 64 million pixels of 16 bits need, less than an archive's bomb."""
 _HEAD = 132
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError,
            NotImplementedError, ValueError)  # fmt: skip
@@ -75,7 +74,7 @@ class Inputs:
         return None if stream.closed else stream.tell() / max(size, 1)
 
     def _file(self, one: str) -> Iterator[Item]:
-        yield Item(one, functools.partial(_read_file, Path(one)))
+        yield Item(one, functools.partial(read_image, Path(one)))
 
     def _folder(self, one: str) -> Iterator[Item]:
         errors: list[OSError] = []
@@ -95,10 +94,13 @@ class Inputs:
                 yield from self._file(path)
 
     def _list(self, one: str) -> Iterator[Item]:
-        with open(one[1:], encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for line in lines:
-                if path := line.strip():
-                    yield from self._file(path)
+        try:
+            with open(one[1:], encoding="utf-8-sig", errors="surrogateescape") as lines:
+                for line in lines:
+                    if path := line.strip():
+                        yield from self._file(path)
+        except OSError as error:
+            raise BadInput(f"{one}: cannot be read ({error.strerror})") from error
 
     def _zip(self, one: str) -> Iterator[Item]:
         try:
@@ -140,14 +142,20 @@ class Inputs:
 
 def _source(one: str) -> Callable[[Inputs, str], Iterator[Item]]:
     """The method that reads this input."""
-    path = Path(one)
+    path = Path(one.removeprefix("@"))
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{one}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if one.startswith("@"):
-        if not Path(one[1:]).is_file():
+        if not stat.S_ISREG(mode):
             raise BadInput(f"{one}: no list {one[1:]}; give @ and a text file of one path a line")
         return Inputs._list
-    if path.is_dir():
+    if stat.S_ISDIR(mode):
         return Inputs._folder
-    if path.exists():
+    if mode:
         lower = one.lower()
         return Inputs._zip if lower.endswith(".zip") else Inputs._tar if lower.endswith(ARCHIVES) else Inputs._file
     if glob.has_magic(one):
@@ -168,8 +176,8 @@ def _fail(message: str) -> bytes:
 
 
 def _check_size(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise ImageError(f"{size:,} bytes; at most {MAX_FILE_BYTES:,} are read, scale the image down")
+    if size > MAX_BYTES:
+        raise ImageError(f"{size:,} bytes; at most {MAX_BYTES:,} are read, scale the image down")
 
 
 def _head(path: str) -> bytes:
@@ -180,13 +188,7 @@ def _head(path: str) -> bytes:
         raise ImageError(f"cannot be read ({error.strerror})") from error
 
 
-def _read_file(path: Path) -> bytes:
-    if path.exists():
-        _check_size(path.stat().st_size)
-    return read_image(path)
-
-
-def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int = MAX_FILE_BYTES + 1) -> bytes:
+def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int = MAX_BYTES + 1) -> bytes:
     try:
         with archive.open(info) as stream:
             data = stream.read(most)

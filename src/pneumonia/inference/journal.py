@@ -30,8 +30,9 @@ class Journal:
 
     What `append` has returned from survives a kill and a power cut; a line that was half written is cut off when the
     journal is opened again. output: its suffix is one of FORMATS. settings: what the rows depend on. overwrite: replace
-    results that are there already, and a journal of other settings. Raises UsageError where there are such and for
-    another suffix, DependencyMissing for parquet without pyarrow, PneumoniaError while another process writes it.
+    results and a journal that are there already. Raises UsageError where there are results, a journal of other settings
+    or one that is none, and for another suffix, DependencyMissing for parquet without pyarrow, PneumoniaError while
+    another process writes it.
     """
 
     def __init__(self, output: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
@@ -60,18 +61,19 @@ class Journal:
                 f"{self.path}: another process is writing it; wait for it or use another -o"
             ) from error
         with self.path.open("rb") as stored:
-            head = stored.readline()
-            known = json.loads(head) if head.endswith(b"\n") else None
-            if known == settings:
+            first = _line(settings)
+            head = stored.read(len(first))
+            if head == first and not overwrite:
                 end, rows = len(head), 0
                 while (line := stored.readline()).endswith(b"\n"):
                     end, rows = end + len(line), rows + 1
                 self._safe = (end, rows)
                 return
-        if known is not None and not overwrite:
+        # A kill may have left only the beginning of the first line.
+        if not first.startswith(head) and not overwrite:
             raise UsageError(
-                f"{self.path}: the rows of a run with other inputs or another model; repeat that run to finish it, or "
-                "begin anew with --overwrite"
+                f"{self.path}: the rows of a run with other inputs or another model, or no rows at all; repeat that "
+                "run to finish it, or begin anew with --overwrite"
             )
         self._write([settings], rows=0)
 
@@ -91,15 +93,17 @@ class Journal:
         with self.path.open("rb") as stream:
             stream.readline()
             for line in islice(stream, self.rows):
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise UsageError(f"{self.path}: damaged ({error}); begin anew with --overwrite") from error
 
     def append(self, rows: Sequence[Row]) -> None:
         """Keep rows; they are on the disk when `rows` counts them. Raises PneumoniaError where the disk is full."""
         self._write(rows, self.rows + len(rows))
 
     def _write(self, values: Sequence[Row], rows: int) -> None:
-        # ASCII alone: the bytes of a name that are not UTF-8 come back as they were.
-        data = "".join(json.dumps(value) + "\n" for value in values).encode("ascii")
+        data = b"".join(map(_line, values))
         end = self._safe[0]
         try:
             # What an interrupted call wrote goes first.
@@ -127,8 +131,15 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise DependencyMissing(
             "parquet is written with pyarrow: pip install 'pneumonia[parquet]', or choose .csv or .jsonl"
         )
-    if output.is_dir() or (output.exists() and not overwrite and not _journal_of(output).exists()):
+    # Unlike Path's, these say False where a folder may not be entered; opening the journal says why.
+    there, begun = os.path.exists(output), os.path.exists(_journal_of(output))
+    if os.path.isdir(output) or (there and not overwrite and not begun):
         raise UsageError(f"-o {output}: is there already; choose another name, or replace it with --overwrite")
+
+
+def _line(value: Row) -> bytes:
+    # ASCII alone: the bytes of a name that are not UTF-8 come back as they were.
+    return json.dumps(value).encode("ascii") + b"\n"
 
 
 def _journal_of(output: Path) -> Path:

@@ -24,7 +24,8 @@ class Predictor(Protocol):
     def predict(self, images: Sequence[bytes]) -> list[Prediction]:
         """Encoded JPEG, PNG or DICOM bytes -> one Prediction an image, in order.
 
-        Raises ImageError for an image that cannot be decoded, ServerUnavailable where a server does not answer.
+        Raises ImageError for an image that cannot be decoded, NoAnswer for one whose logits are not finite,
+        ServerUnavailable where a server does not answer.
         """
         ...
 
@@ -35,7 +36,10 @@ class TensorPredictor(Predictor, Protocol):
     bundle: Bundle
 
     def answer(self, pixel_values: npt.NDArray[np.float32]) -> list[Prediction]:
-        """What `pneumonia.core.preprocess` makes of images, (B, 3, size, size) -> one Prediction each, in order."""
+        """What `pneumonia.core.preprocess` makes of images, (B, 3, size, size) -> one Prediction each, in order.
+
+        Raises NoAnswer where the logits of one are not finite.
+        """
         ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import random
 import sys
 import threading
@@ -16,12 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from pneumonia import contract
 from pneumonia.core.cores import usable_cores
 from pneumonia.core.prediction import Prediction
 from pneumonia.core.preprocess import normalize, pixels
-from pneumonia.errors import DataError, ImageError, PneumoniaError, ServerUnavailable
+from pneumonia.errors import DataError, ImageError, NoAnswer, PneumoniaError, ServerUnavailable
 from pneumonia.inference.inputs import Inputs, Item
 from pneumonia.inference.journal import COLUMNS, Journal, Row
 from pneumonia.inference.predictor import Predictor, TensorPredictor
@@ -35,6 +38,8 @@ HELD_BYTES = 64 << 20
 """Bytes of archive members that wait in memory; one larger member waits alone."""
 PROGRESS_SECONDS = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+FAILURES = 3
+"""Times that a server may fail at an image before it is asked whether the image or the server is at fault."""
 
 Result = TypeVar("Result")
 Answered = tuple[Item, "Prediction | str"]
@@ -86,7 +91,8 @@ def score(
             with suppress(PneumoniaError):
                 journal.append(block[journal.rows - before :])
             rows = f"score: stopped, {journal.rows} rows are kept in {journal.path}"
-            print(f"{rows}; the same command goes on from there", file=sys.stderr)
+            same = "the same command without --overwrite" if overwrite else "the same command"
+            print(f"{rows}; {same} goes on from there", file=sys.stderr)
             raise
         journal.append(block)
         journal.finish()
@@ -129,11 +135,18 @@ def in_process(predictor: TensorPredictor, workers: int = 0) -> Answerer:
         except ImageError as error:
             return _reason(error, item)
 
+    def answer(gray: list[Any]) -> list[Prediction | str]:
+        try:
+            return list(predictor.answer(normalize(np.stack(gray), spec)))
+        except NoAnswer as error:
+            # The others of the batch have theirs.
+            return [_reason(error)] if len(gray) == 1 else [answer([one])[0] for one in gray]
+
     def answers(items: Iterable[Item]) -> Generator[Answered, None, None]:
         decoded = _ordered(decode, items, workers or usable_cores(), AHEAD)
         while batch := list(islice(decoded, BATCH)):
             good = [gray for _, gray in batch if not isinstance(gray, str)]
-            found = iter(predictor.answer(normalize(np.stack(good), spec)) if good else [])
+            found = iter(answer(good) if good else [])
             yield from ((item, gray if isinstance(gray, str) else next(found)) for item, gray in batch)
 
     return answers
@@ -143,7 +156,9 @@ def from_server(open_client: Callable[[], Predictor], concurrency: int, retry_fo
     """Answers from a server, `concurrency` requests of one image in flight.
 
     open_client: makes a client; each thread has its own, and a new one after a failure. retry_for_s: how long a server
-    that has answered before may stay away (no connection, 503) before ServerUnavailable ends the run.
+    that is busy (503), or that has answered before, may leave an image without an answer before ServerUnavailable ends
+    the run. An image at which the server fails (500) again and again, while it answers another one, is a row with an
+    error.
     """
     asker = _Asker(open_client, retry_for_s)
 
@@ -170,16 +185,22 @@ class _Asker:
             data = item.read()
         except ImageError as error:
             return _reason(error, item)
-        began, pause = time.monotonic(), FIRST_PAUSE_S
+        began, pause, failures, sound = time.monotonic(), FIRST_PAUSE_S, 0, False
         while True:
             try:
                 (answer,) = self._client().predict([data])
-            except ImageError as error:
+            except (ImageError, NoAnswer) as error:
                 return _reason(error, item)
             except ServerUnavailable as error:
                 self.local.client = None
+                if error.failed and sound:
+                    return f"the server answers others and fails at this image: {error}"
+                failures += error.failed
                 late = time.monotonic() - began > self.retry_for_s
-                if not error.transient or not self.answered or late or self.stopped.is_set():
+                # Then the next failure is the image's own.
+                sound = error.failed and (late or failures >= FAILURES) and self._sound()
+                there = self.answered or error.busy or (error.failed and failures < FAILURES)
+                if not sound and (not error.transient or not there or late or self.stopped.is_set()):
                     raise
                 self._say_away(error)
                 self.stopped.wait(pause * random.uniform(0.5, 1))
@@ -187,6 +208,16 @@ class _Asker:
             else:
                 self.answered, self.away = True, False
                 return answer
+
+    def _sound(self) -> bool:
+        """Whether the server answers an image that no server fails at."""
+        try:
+            self._client().predict([_plain()])
+        except PneumoniaError:
+            self.local.client = None
+            return False
+        self.answered = True
+        return True
 
     def _client(self) -> Predictor:
         if getattr(self.local, "client", None) is None:
@@ -200,9 +231,17 @@ class _Asker:
             print(f"score: {error}; trying again for {self.retry_for_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def _reason(error: ImageError, item: Item) -> str:
+@functools.cache
+def _plain() -> bytes:
+    """A grey image, as PNG."""
+    stream = io.BytesIO()
+    Image.new("L", (contract.IMAGE_SIZE, contract.IMAGE_SIZE), 128).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _reason(error: PneumoniaError, item: Item | None = None) -> str:
     """The message without the image's name, which has a column of its own."""
-    return str(error).removeprefix(f"{item.name}: ").removeprefix("image 0: ")
+    return str(error).removeprefix(f"{item.name}: " if item else "").removeprefix("image 0: ")
 
 
 def _ordered(

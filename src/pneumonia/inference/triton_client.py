@@ -13,13 +13,16 @@ import numpy as np
 
 from pneumonia import contract
 from pneumonia.core.prediction import Prediction
-from pneumonia.errors import ImageError, PneumoniaError, ServerUnavailable, UsageError
+from pneumonia.errors import ImageError, NoAnswer, PneumoniaError, ServerUnavailable, UsageError
 
 _DEFAULT_PORTS = {"http": contract.HTTP_PORT, "grpc": contract.GRPC_PORT}
 _SCHEMES = {"http": ("http", "https"), "grpc": ("grpc", "grpcs")}
 _ENSEMBLE_PREFIX = f"in ensemble '{contract.ENSEMBLE}', "
 _NOBODY_THERE = ("failed to connect", "errors resolving")
 """gRPC says UNAVAILABLE both for a busy server and for none."""
+_BUSY = ("429", "502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED")
+"""What a full queue, or a gateway before one, answers."""
+_FAILED = ("500", "StatusCode.INTERNAL")
 CONNECT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 """Between two attempts; each pause is twice the one before, less a random part so that clients do not come together."""
@@ -110,6 +113,8 @@ class TritonPredictor:
             )
         if status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return ImageError(message.removeprefix(_ENSEMBLE_PREFIX))
+        if contract.NOT_FINITE in message:
+            return NoAnswer(message.removeprefix(_ENSEMBLE_PREFIX))
         if status in ("501", "StatusCode.UNIMPLEMENTED"):
             return ServerUnavailable(f"{self.target} cannot answer this: {message}", transient=False)
         if isinstance(error, TimeoutError) or status == "StatusCode.DEADLINE_EXCEEDED":
@@ -117,9 +122,11 @@ class TritonPredictor:
                 f"no answer from {self.target} over {self.protocol} within {self.timeout_s:g} s; "
                 "see the server's log, or wait longer with --timeout"
             )
-        if status and not any(sign in message for sign in _NOBODY_THERE):
+        if status and not any(sign in message.lower() for sign in _NOBODY_THERE):
             return ServerUnavailable(
-                f"{self.target} did not answer ({status}: {message}); try again later, or see the server's log"
+                f"{self.target} did not answer ({status}: {message}); try again later, or see the server's log",
+                busy=status in _BUSY,
+                failed=status in _FAILED,
             )
         return ServerUnavailable(
             f"no server at {self.target} for {self.protocol} ({message}); start one with `pneumoctl serve`, "

@@ -20,6 +20,7 @@ import triton_python_backend_utils as pb_utils  # noqa: E402
 from pneumonia import contract  # noqa: E402
 from pneumonia.bundle import Manifest, manifest_model_id  # noqa: E402
 from pneumonia.core.prediction import Prediction, predictions  # noqa: E402
+from pneumonia.errors import NoAnswer  # noqa: E402
 from pneumonia.triton.request_log import RequestLog  # noqa: E402
 
 _COLUMNS = {
@@ -63,10 +64,10 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         logits = pb_utils.get_input_tensor_by_name(request, contract.TENSOR_OUTPUT).as_numpy()
-        if not np.isfinite(logits).all():
-            reason = f"{contract.TENSOR_OUTPUT} are not finite: the model has no answer for this image"
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason))
-        answers = predictions(logits, self.manifest.temperature, self.manifest.threshold, self.model_id)
+        try:
+            answers = predictions(logits, self.manifest.temperature, self.manifest.threshold, self.model_id)
+        except NoAnswer as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         self._record(answers)
         return pb_utils.InferenceResponse([self._tensor(name, answers) for name in contract.ENSEMBLE_OUTPUTS])
 
