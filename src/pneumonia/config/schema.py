@@ -231,7 +231,7 @@ class TrainingConfig:
     seed: int = 42
     """Of initial weights, order, augmentation and oversampling."""
     resume: bool = False
-    """Go on from the newest checkpoint of the same run directory."""
+    """Go on from the newest checkpoint of the same run directory, of the same data and settings; false removes them."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
