@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_at_once_leaves_nothing_of_the_run_before_it_to_re
 
 def test_checkpoints_that_do_not_say_whose_they_are_are_refused(run: Path, prepared: PreparedData) -> None:
     (run / CHECKPOINTS / RUN_FILE).unlink()
-    with pytest.raises(ConfigError, match="older versions wrote none.*; start without training.resume"):
+    with pytest.raises(ConfigError, match=r"older versions wrote none.*; start without training\.resume"):
         train(smoke_config(run.parent, RESUME), prepared.path, run / "bundle")
 
 
