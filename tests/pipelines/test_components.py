@@ -130,3 +130,18 @@ def test_a_webhook_that_fails_does_not_fail_the_run(capsys: pytest.CaptureFixtur
     say("http://127.0.0.1:9", "run-1", "SUCCEEDED", "")
     say("no url", "run-1", "SUCCEEDED", "")
     assert capsys.readouterr().err.count("was not delivered") == 3
+
+
+def test_the_first_step_misses_a_model_that_is_on_no_hub_and_lets_folders_of_later_steps_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.errors import MissingPrerequisite
+    from pneumonia.pipelines.step import fetch_images
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    small = settings(tmp_path, "data.num_images=40")
+    with pytest.raises(MissingPrerequisite, match=r"model\.checkpoint=nobody/no-such-model"):
+        fetch_images([*small, "model.checkpoint=nobody/no-such-model"], tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+    fetch_images([*small, "model.checkpoint=/only/on/the/node/that/trains"], tmp_path / "fetched")
+    assert (tmp_path / "fetched").is_dir()

@@ -32,7 +32,7 @@ from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.checkpoints import resume_point, start_anew
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.interrupt import StopOnSignal
-from pneumonia.training.model import build_model
+from pneumonia.training.model import build_model, require_checkpoint
 from pneumonia.training.processes import is_main, wait_for_all, world_size
 from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, track
 
@@ -237,6 +237,7 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     is missing, ConfigError where that to resume from is of another run, StorageError where the disk is full.
     """
     data = load_prepared(prepared)
+    require_checkpoint(config.model)
     folder = out.parent / CHECKPOINTS
     tags = {"data_digest": str(data.manifest["digest"]), "synthetic": str(data.manifest["synthetic"])}
     # Before anything is written: a run that may not go on leaves that of the checkpoints as it is.
