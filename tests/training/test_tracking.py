@@ -14,7 +14,7 @@ from pneumonia.config.schema import Config
 from pneumonia.data.prepare import PreparedData
 from pneumonia.errors import ServerUnavailable
 from pneumonia.training.tracking import track
-from pneumonia.training.train import train
+from pneumonia.training.train import _portable, train
 from tests.file_server import file_server
 from tests.phantoms import smoke_config
 
@@ -91,3 +91,8 @@ def test_records_that_are_lost_in_the_middle_are_said_once_and_the_next_run_open
     with track(config, "run", {}) as tracker:
         tracker.log({"figure": 1.0}, step=1)
     assert "warning" not in capsys.readouterr().err
+
+
+def test_a_password_of_the_tracker_does_not_travel_with_the_model(tmp_path: Path) -> None:
+    config = at(smoke_config(tmp_path), "https://me:secret@mlflow.example/base")
+    assert _portable(config)["tracking"]["uri"] == "https://***@mlflow.example/base"

@@ -170,7 +170,8 @@ def track(config: Config, run_name: str, tags: Mapping[str, str]) -> Iterator[Tr
         mlflow.start_run(run_name=run_name, tags=dict(tags))
     with _recording(uri) as tracker:
         with _explained(uri):
-            mlflow.log_params({key: str(value)[:500] for key, value in flatten(config.to_json()).items()})
+            settings = {**flatten(config.to_json()), "tracking.uri": shown(uri)}
+            mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
         yield tracker
 
 

@@ -34,7 +34,7 @@ from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, t
 from pneumonia.training.interrupt import StopOnSignal
 from pneumonia.training.model import build_model, require_checkpoint
 from pneumonia.training.processes import is_main, wait_for_all, world_size
-from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, track
+from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, shown, track
 
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "imbalanced-learn")
 _DATA_KEYS = ("digest", "source", "synthetic", "patients", "split", "counts")
@@ -292,12 +292,14 @@ def run(trainer: PneumoniaTrainer, resume_from: str | None) -> None:
 
 
 def _portable(config: Config) -> dict[str, Any]:
-    """The configuration without the folders of this machine, which may tell more than a model's users need to know."""
+    """The configuration without this machine's folders and any password, which a model's users need not know."""
     value = config.to_json()
     for section, key in (("data", "root"), ("data", "raw_dir"), ("data", "prepared_dir"), ("model", "checkpoint")):
         if value[section][key] is not None and Path(value[section][key]).is_absolute():
             value[section][key] = Path(value[section][key]).name
     value["output_dir"] = Path(value["output_dir"]).name
+    if config.tracking.uri is not None:
+        value["tracking"]["uri"] = shown(config.tracking.uri)
     return value
 
 
