@@ -27,8 +27,8 @@ def fetch(
     """Makes the images of a source available, and turns the pipeline's parameters into the settings of later steps.
 
     Fails with 2 for an unknown key, choice or value; 3 for a folder that is not there or holds no X-rays; 4 where a
-    source needs credentials or a network that are not there. Never cached: what a folder holds is no part of a cache
-    key.
+    source needs credentials or a network that are not there, or the model to start from is on no hub that answers.
+    Never cached: what a folder holds is no part of a cache key.
 
     Args:
         experiment: `local`, `smoke` or `vit_base`.
@@ -50,13 +50,10 @@ def fetch(
     Returns:
         The settings.
     """
-    from pneumonia.pipelines.step import settings_of, step
+    from pneumonia.pipelines.step import fetch_images, settings_of, step
 
     with step("fetch", library_version):
         from pathlib import Path
-
-        from pneumonia.config.compose import compose
-        from pneumonia.data.sources import fetch
 
         settings = settings_of(
             experiment,
@@ -73,5 +70,5 @@ def fetch(
             num_nodes=num_nodes,
             gpus=gpus,
         )
-        fetch(compose(settings).data, Path(fetched.path))
+        fetch_images(settings, Path(fetched.path))
     return settings

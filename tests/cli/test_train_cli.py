@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from pneumonia.data.prepare import PreparedData
 from tests.phantoms import OPEN_GATE, SMOKE
 
 
-def _pneumoctl(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def _pneumoctl(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from pneumonia.cli.app import main; main()", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +81,24 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "says"),
+    [
+        ("train", "model.checkpoint=nobody/no-such-model", "experiment=local"),
+        ("baseline", "model.baseline=nobody/no-such-network", "model.baseline=pixels"),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_one_line_before_any_work(
+    command: str, setting: str, says: str, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    # Tracking is on, and data would be drawn and prepared first. Nobody listens on port 9.
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    done = _pneumoctl(command, "experiment=smoke", "data=phantom", setting, cwd=work, **hub)
+    assert done.returncode == 4, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {setting}: neither a folder here nor on a hub that answers") and says in line
+    assert list(work.iterdir()) == []

@@ -58,6 +58,27 @@ def test_paths_and_patterns_work_as_typed(value: str) -> None:
     assert compose([f"data.root={value}"]).data.root == value
 
 
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:8080", "https://u:p@mlflow.example/base", "http://[::1]:80", "sqlite:////srv/m.db",
+            "postgresql+psycopg2://u:p@db/m", "databricks"]
+)  # fmt: skip
+def test_addresses_that_mlflow_takes_pass(uri: str) -> None:
+    assert compose([f"tracking.uri={uri}"]).tracking.uri == uri
+
+
+@pytest.mark.parametrize("uri", ["loca", "./mlruns", "file:///srv/mlruns", "htp://host:80", "http://", "http://a:b:1"])
+def test_an_address_that_mlflow_does_not_take_is_a_mistake_of_configuration(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"no address that MLflow takes; expected local, null, http://") as caught:
+        compose([f"tracking.uri={uri}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_password_in_an_address_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["tracking.uri=htp://me:secret@host"])
+    assert "secret" not in str(caught.value)
+
+
 def test_null_stays_null() -> None:
     assert compose(["tracking.uri=null"]).tracking.uri is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import shutil
@@ -98,6 +99,11 @@ def test_a_configuration_file_that_a_stage_reads_makes_it_stale(project: Path) -
         file.write_text(before + "\n# changed\n", "utf-8")
         assert dependency in dvc(project, "status", "prepare")
         file.write_text(before, "utf-8")
+    made = (project / "data/prepared/prepared.json").stat().st_mtime_ns
+    decoder = project / "src/pneumonia/core/dicom.py"
+    decoder.write_text(decoder.read_text("utf-8") + "\n# changed\n", "utf-8")
+    dvc(project, "repro")
+    assert (project / "data/prepared/prepared.json").stat().st_mtime_ns > made, "the old result was kept"
 
 
 def test_every_file_of_the_configuration_is_a_dependency_of_both_stages(root: Path) -> None:
@@ -107,7 +113,43 @@ def test_every_file_of_the_configuration_is_a_dependency_of_both_stages(root: Pa
         for file in conf:
             assert any(file.startswith(dependency) for dependency in stage["deps"]), file
         assert all((root / name).exists() for name in stage["deps"] if not name.startswith("data/"))
-        assert all(option.get("cache", True) for out in stage["outs"] for option in out.values())
+        assert all(option.get("cache", True) for out in stage["outs"] if isinstance(out, dict)
+                   for option in out.values())  # fmt: skip
+
+
+HOW_NOT_WHAT = ("__init__.py", "errors.py", "files.py", "core/cores.py")
+"""Modules that prepare imports and whose code decides nothing about the bytes that it writes."""
+
+
+def imported(file: Path, source: Path) -> set[Path]:
+    """Modules below `source` that the code of `file` names, inside functions too."""
+    named = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            named |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    places = {source / name.replace(".", "/") for name in named}
+    return {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+
+
+def test_every_module_that_decides_what_prepare_writes_is_its_dependency(root: Path) -> None:
+    deps = yaml.safe_load((root / "dvc.yaml").read_text("utf-8"))["stages"]["prepare"]["deps"]
+    source = root / "src"
+    found: set[Path] = set()
+    new = {source / "pneumonia/data/prepare.py"}
+    while new:
+        found |= new
+        new = {module for file in new for module in imported(file, source)} - found
+    modules = {file.relative_to(root) for file in found}
+    assert Path("src/pneumonia/core/image.py") in modules
+    ours = Path("src/pneumonia")
+    missing = {
+        str(module)
+        for module in modules - {ours / name for name in HOW_NOT_WHAT}
+        if not any(module == Path(dep) or Path(dep) in module.parents for dep in deps)
+    }
+    assert missing == set()
 
 
 def test_the_settings_named_in_dvc_yaml_compose(root: Path) -> None:

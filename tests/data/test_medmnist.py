@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pneumonia.config.schema import Config, DataConfig, SplitConfig
 from pneumonia.data.prepare import prepare
 from pneumonia.data.sources import fetch
 from pneumonia.errors import ConfigError, DataError, SourceUnavailable
+from pneumonia.files import locked
 from tests.file_server import FileServer, file_server
 
 PARTS = {"train": 160, "val": 110, "test": 60}
@@ -156,3 +159,34 @@ def test_bundle_and_report_say_that_patients_are_unknown(server: FileServer, tmp
     evaluate(config, bundle.path, data.path, tmp_path / "evaluation")
     report = (tmp_path / "evaluation/report.html").read_text("utf-8")
     assert report.index("Patients are unknown") < report.index("<table")
+
+
+def test_remains_of_a_fetch_that_was_killed_at_its_end_go_with_the_next(server: FileServer, tmp_path: Path) -> None:
+    config = settings(server)
+    raw = fetch(config.data, tmp_path / "raw")
+    remains = tmp_path / ".raw.download"
+    remains.mkdir()
+    (remains / "pneumoniamnist.npz").write_bytes(server.files[PATH])
+    fetch(config.data, raw)
+    assert not remains.exists()
+
+
+def test_a_process_that_waited_for_another_takes_what_that_one_fetched(server: FileServer, tmp_path: Path) -> None:
+    config = settings(server)
+    done = fetch(config.data, tmp_path / "done" / "raw")
+    server.asked.clear()
+    failed: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            fetch(config.data, tmp_path / "raw")
+        except BaseException as error:
+            failed.append(error)
+
+    waiter = threading.Thread(target=second)
+    with locked(tmp_path / ".raw.download.lock", ""):
+        waiter.start()
+        waiter.join(0.5)  # long enough to find nothing there and to ask for the lock
+        shutil.copytree(done, tmp_path / "raw")
+    waiter.join(20)
+    assert failed == [] and server.asked == []

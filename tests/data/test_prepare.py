@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from pneumonia import contract
 from pneumonia.config.schema import SplitConfig
+from pneumonia.core.dicom import SALT_ENV
 from pneumonia.core.preprocess import Preprocessing, pixels
 from pneumonia.data.prepare import PreparedData, load_prepared, prepare
 from pneumonia.data.sources import fetch
@@ -212,12 +214,37 @@ def official_table(root: Path, leak: bool) -> Path:
 
 def test_an_official_split_that_contradicts_its_patients_is_refused(tmp_path: Path) -> None:
     official = SplitConfig(strategy="official")
-    with pytest.raises(DataError, match="1 patients are in more than one part of the split, such as NORMAL0;"):
+    with pytest.raises(DataError, match="1 patients are in more than one part of the split") as caught:
         prepare_folder(official_table(tmp_path / "leaky", leak=True), tmp_path, official)
+    assert re.search(r"such as the one of normal-0-0\.png \(\w+\) and normal-0-1\.png \(test\);", str(caught.value))
+    assert "NORMAL0" not in str(caught.value), "a hospital's patient number"
     data = prepare_folder(official_table(tmp_path / "clean", leak=False), tmp_path, official)
     assert data.manifest["patients_from"] == "labels.csv"
     assert data.manifest["counts"]["by_split"]["test"] == 48
     assert "val part has 48 images" in data.manifest["split"]["note"]
+
+
+def test_patient_ids_of_the_table_are_hashed_with_the_salt_and_decide_nothing_but_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = official_table(tmp_path / "xrays", leak=True)
+    made = {}
+    for salt in ("", "secret"):
+        monkeypatch.setenv(SALT_ENV, salt)
+        made[salt] = prepare_folder(root, tmp_path).index
+        for file in (tmp_path / "out").glob("*.[cj]s*"):
+            assert re.search(r"(NORMAL|PNEUMONIA)\d", file.read_text("utf-8")) is None, file.name
+    assert made[""]["split"] == made["secret"]["split"]
+    assert set(made[""]["patient"]).isdisjoint(made["secret"]["patient"])
+    for index in made.values():
+        groups: dict[str, set[str]] = {}
+        for path, patient in zip(index["path"], index["patient"], strict=True):
+            groups.setdefault(patient, set()).add(path.rpartition("-")[0])
+        assert len(groups) == 72 and all(len(names) == 1 for names in groups.values())
+    # An image-level split warns about patients on both sides, and does not name them either.
+    prepare_folder(root, tmp_path, SplitConfig(strategy="stratified"))
+    said = capsys.readouterr().err
+    assert "patients are in more than one part" in said and re.search(r"(NORMAL|PNEUMONIA)\d", said) is None
 
 
 def test_official_folders_in_the_names_of_the_kaggle_set_are_kept_with_a_warning(

@@ -229,7 +229,7 @@ FOLDERS = (
     Row(FOLDER, "labels.csv with an unknown label", 3, "line 3: label 'HEALTHY', expected NORMAL or PNEUMONIA",
         "refused, with the line", table("a.png,NORMAL,,", "b.png,HEALTHY,,")),
     Row(FOLDER, "a patient on both sides of a given split", 3,
-        "1 patients are in more than one part of the split, such as NORMAL0; use split.strategy=patient",
+        "1 patients are in more than one part of the split, such as the one of NORMAL-0-0.png (train) and",
         "refused; every figure would be too good", straddling, ("split.strategy=official",)),
     Row(FOLDER, "one image under two labels", 3, "are the same image with two labels",
         "refused; only the user knows which is right", two_labels),

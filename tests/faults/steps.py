@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,34 @@ from tests.phantoms import OPEN_GATE, smoke_config
 
 def fetch_step(folder: Path, seed: int) -> None:
     fetch(DataConfig(source="phantom", num_images=40, seed=seed, workers=1), folder / "raw")
+
+
+def fetch_medmnist_step(folder: Path, url: str, md5: str) -> None:
+    config = DataConfig(source="medmnist", medmnist_size=28, medmnist_url=url, medmnist_md5=md5)
+    fetch(config, folder / "raw")
+
+
+def fetch_kaggle_step(folder: Path, proxy: str, token: str) -> None:
+    # In a child of its own, whose environment nobody else reads.
+    os.environ.update({"HOME": str(folder.parent), "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "HTTP_PROXY": proxy,
+                       "KAGGLE_API_TOKEN": token})  # fmt: skip
+    fetch(DataConfig(source="kaggle"), folder / "raw")
+
+
+def unfetch(folder: Path) -> None:
+    shutil.rmtree(folder / "raw", ignore_errors=True)
+
+
+def downloaded(folder: Path) -> str | None:
+    """Digest of every file, the note among them."""
+    raw = folder / "raw"
+    if not raw.exists():
+        return None
+    read_source(raw)
+    files = sorted(path for path in raw.rglob("*") if path.is_file())
+    return hashlib.sha256(
+        b"".join(str(path.relative_to(raw)).encode() + path.read_bytes() for path in files)
+    ).hexdigest()
 
 
 def fetched(folder: Path) -> str | None:

@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+
+from pneumonia import contract
 from pneumonia.bundle import Bundle
 from pneumonia.data.prepare import PreparedData
+from pneumonia.data.sources.kaggle import DATASET
 from tests.bundles import tiny_bundle
+from tests.data.test_kaggle import small_archive
 from tests.faults import steps
 from tests.faults.killed import survives
 from tests.faults.steps import export
 from tests.faults.test_bad_servers import wait_until
+from tests.file_server import TOKEN, file_server
 from tests.xray_folders import kaggle_names, write_images
 
 
 def test_fetch(tmp_path: Path) -> None:
     survives(tmp_path / "work", steps.fetch_step, ((1,), (2,)), steps.fetched, rounds=50, seed=1)
+
+
+def test_fetch_of_medmnist(tmp_path: Path) -> None:
+    with file_server() as server:
+        versions = []
+        for number in (1, 2):
+            rng = np.random.default_rng(number)
+            parts: dict[str, Any] = {}
+            for part in contract.SPLITS:
+                parts[f"{part}_images"] = rng.integers(0, 256, (4, 28, 28), np.uint8)
+                parts[f"{part}_labels"] = np.array([[0], [1], [0], [1]], np.uint8)
+            stream = io.BytesIO()
+            np.savez(stream, **parts)
+            server.files[f"/{number}.npz"] = stream.getvalue()
+            md5 = hashlib.md5(stream.getvalue(), usedforsecurity=False).hexdigest()
+            versions.append((f"{server.address}/{number}.npz", md5))
+        survives(tmp_path / "work", steps.fetch_medmnist_step, (versions[0], versions[1]), steps.downloaded, rounds=40,
+                 seed=6)  # fmt: skip
+
+
+def test_fetch_of_kaggle(tmp_path: Path) -> None:
+    pytest.importorskip("kaggle", reason="kaggle is not installed; pip install 'pneumonia[data]'")
+    with file_server() as server:
+        server.files[f"/{DATASET}.zip"] = small_archive()
+        version = (server.address, TOKEN)
+        survives(tmp_path / "work", steps.fetch_kaggle_step, (version, version), steps.downloaded, rounds=9, seed=7,
+                 before=steps.unfetch)  # fmt: skip
 
 
 def test_prepare(tmp_path: Path) -> None:

@@ -157,3 +157,18 @@ def test_a_release_that_no_server_can_read_is_not_deployed(bundle: Bundle, tmp_p
     with pytest.raises(UsageError, match="no server of the cluster can read"):
         deploy_release(settings(tmp_path), release, bundle.path, tmp_path, "ml", "pneumonia", 10, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_the_first_step_misses_a_model_that_is_on_no_hub_and_lets_folders_of_later_steps_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.errors import MissingPrerequisite
+    from pneumonia.pipelines.step import fetch_images
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    small = settings(tmp_path, "data.num_images=40")
+    with pytest.raises(MissingPrerequisite, match=r"model\.checkpoint=nobody/no-such-model"):
+        fetch_images([*small, "model.checkpoint=nobody/no-such-model"], tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+    fetch_images([*small, "model.checkpoint=/only/on/the/node/that/trains"], tmp_path / "fetched")
+    assert (tmp_path / "fetched").is_dir()

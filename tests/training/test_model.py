@@ -120,7 +120,7 @@ def test_a_folder_in_hugging_face_format_can_be_the_start(tmp_path: Path) -> Non
     assert torch.equal(again.classifier.weight, start.classifier.weight)
 
 
-def test_a_checkpoint_that_is_nowhere_is_one_line_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MissingPrerequisite, match="copy the checkpoint to a folder") as caught:
         build_model(ModelConfig(checkpoint="nobody/no-such-model"))

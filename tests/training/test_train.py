@@ -19,13 +19,13 @@ from pneumonia.architecture import load_model
 from pneumonia.bundle import open_bundle
 from pneumonia.core.calibration import fit_temperature_and_offset
 from pneumonia.data.prepare import PreparedData, load_prepared
-from pneumonia.errors import MissingPrerequisite, ServerUnavailable
+from pneumonia.errors import ServerUnavailable
 from pneumonia.evaluation.evaluate import evaluate
 from pneumonia.export.to_onnx import export_onnx
 from pneumonia.training.averaging import AVERAGE_FILE, WeightAverage
 from pneumonia.training.dataset import predict_logits
 from pneumonia.training.tracking import NoTracker
-from pneumonia.training.train import _resume_point, make_trainer, run, train
+from pneumonia.training.train import make_trainer, run, train
 from tests.phantoms import smoke_config
 
 STEPS = ("training.max_steps=-1", "training.num_train_epochs=3", "training.per_device_train_batch_size=64",
@@ -186,20 +186,6 @@ def test_test_images_have_no_say_in_weights_temperature_or_threshold(prepared: P
     second = train(config, other, tmp_path / "b" / "bundle").manifest
     assert (first.temperature, first.threshold) == (second.temperature, second.threshold)
     assert first.files == second.files
-
-
-def test_resuming_passes_over_checkpoints_that_were_not_written_to_their_end(tmp_path: Path) -> None:
-    for step, state in ((4, "{}"), (8, '{"epoch": 1.0, "glo'), (12, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert Path(_resume_point(tmp_path)).name == "checkpoint-4"
-
-
-def test_resuming_without_a_checkpoint_says_so(prepared: PreparedData, tmp_path: Path) -> None:
-    config = smoke_config(tmp_path, "training.resume=true")
-    with pytest.raises(MissingPrerequisite, match="no checkpoint under"):
-        train(config, prepared.path, tmp_path / "run" / "bundle")
 
 
 def test_an_unreachable_tracking_server_is_noticed_before_training(prepared: PreparedData, tmp_path: Path) -> None:

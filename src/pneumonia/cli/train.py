@@ -52,6 +52,7 @@ def train(
     """
     from pneumonia.config.compose import compose, sweep
     from pneumonia.errors import UsageError
+    from pneumonia.training.model import require_checkpoint
     from pneumonia.training.processes import is_main, world_size
 
     if world_size() > 1 and prepared is None:
@@ -59,6 +60,9 @@ def train(
     runs = sweep(overrides or []) if multirun else [list(overrides or [])]
     # Compose all before training any: a typo in the last run shows now, not in hours.
     configs = [compose(run) for run in runs]
+    # And a model that is nowhere before anything is downloaded or prepared.
+    for config in configs:
+        require_checkpoint(config.model)
     for number, (run, config) in enumerate(zip(runs, configs, strict=True)):
         if multirun:
             print(f"run {number + 1} of {len(runs)}: {' '.join(run)}", file=sys.stderr)
@@ -93,9 +97,10 @@ def baseline(
 ) -> None:
     """Fit a logistic regression on fixed features and score it on the test split, to compare with."""
     from pneumonia.config.compose import compose
-    from pneumonia.training.baseline import train_baseline
+    from pneumonia.training.baseline import require_network, train_baseline
 
     config = compose(overrides or [])
+    require_network(config.model)
     result = train_baseline(config, _prepared(config, prepared), output)
     figures = {name: item["value"] for name, item in result["test"].items()}
     print(json.dumps({"output": str(output), "features": result["features"], "test": figures}))

@@ -5,6 +5,7 @@ Defaults here are the defaults of the product; conf/*.yaml only says what differ
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -18,6 +19,10 @@ PATIENTS = ("auto", "unknown")
 MEDMNIST_SIZES = (28, 224)
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
+_TRACKING_URI = re.compile(
+    r"local|databricks|sqlite:///.+|(postgresql|mysql|mssql)(\+\w+)?://.+|(databricks|azureml)://.+"
+    r"|https?://([^/\s]*@)?(\[[\da-fA-F:]+\]|[^/\s:@\[\]]+)(:\d{1,5})?(/\S*)?"
+)
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -232,7 +237,7 @@ class TrainingConfig:
     seed: int = 42
     """Of initial weights, order, augmentation and oversampling."""
     resume: bool = False
-    """Go on from the newest checkpoint of the same run directory."""
+    """Go on from the newest checkpoint of the same run directory, of the same data and settings; false removes them."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -306,6 +311,15 @@ class TrackingConfig:
     """local: an SQLite file in output_dir; else a server, such as http://127.0.0.1:8080; null switches it off."""
     experiment: str = "pneumonia"
     """MLflow's experiment."""
+
+    def __post_init__(self) -> None:
+        if self.uri is not None and not _TRACKING_URI.fullmatch(self.uri):
+            # What stands before an @ may be a password.
+            raise ConfigError(
+                f"tracking.uri={self.uri.rpartition('@')[2]}: no address that MLflow takes; expected local, null, "
+                "http://<server>:<port>, sqlite:///<file>, postgresql://, mysql:// or mssql://<server>/<database>, or "
+                "databricks"
+            )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ MODALITIES = {
 }
 """What may be a chest radiograph. OT only as a secondary capture, which is how exported and scanned pictures come."""
 SALT_ENV = "PNEUMONIA_PATIENT_SALT"
-"""Secret put before a PatientID that is hashed, so that nobody can find it by trying every number of a hospital."""
+"""Secret put before an identity that is hashed, so that nobody can find it by trying every number of a hospital."""
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -105,6 +105,11 @@ def patient_key(path: Path) -> str | None:
         return None
     if not patient:
         return None
+    return hashed_identity(patient, issuer)
+
+
+def hashed_identity(patient: str, issuer: str = "") -> str:
+    """First 16 hex digits of SHA-256(salt, issuer, patient); the salt is $PNEUMONIA_PATIENT_SALT, by default empty."""
     parts = (os.environ.get(SALT_ENV, ""), issuer, patient)
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 

@@ -29,11 +29,22 @@ def downloads_for(out: Path) -> Iterator[Path]:
 
     It stays when the body fails, so that the next run goes on, and goes when the body succeeds.
     """
-    folder = out.parent / f".{out.name}.download"
+    folder = _folder(out)
     with locked(folder.with_name(f"{folder.name}.lock"), f"fetch: waiting for another process that fetches {out}"):
         folder.mkdir(exist_ok=True)
         yield folder
         shutil.rmtree(folder)
+
+
+def remove_downloads(out: Path) -> None:
+    """Remove what a fetch of `out` that was killed after its work had kept, and nothing where there is nothing."""
+    if _folder(out).is_dir():
+        with downloads_for(out):
+            pass
+
+
+def _folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.download"
 
 
 def download(url: str, target: Path, md5: str) -> Path:

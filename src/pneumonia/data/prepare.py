@@ -1,8 +1,9 @@
 """From a fetched folder to a prepared data set: pixel cache, index, split and digest.
 
-A prepared folder holds pixels.npy (uint8, N x 224 x 224), index.csv (COLUMNS) and, written last, prepared.json:
-digest, fingerprint, source, synthetic, patients ("named" or "unknown"), patients_from, split (strategy, shares, seed,
-note, straddling_patients), counts (by_split, by_class, patients), preprocessing, fraction, unreadable, duplicates.
+A prepared folder holds pixels.npy (uint8, N x 224 x 224), index.csv (COLUMNS; a PatientID, and the patient_id of
+labels.csv, are hashed) and, written last, prepared.json: digest, fingerprint, source, synthetic, patients ("named" or
+"unknown"), patients_from, split (strategy, shares, seed, note, straddling_patients), counts (by_split, by_class,
+patients), preprocessing, fraction, unreadable, duplicates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from pneumonia import __version__, contract
 from pneumonia.config.schema import Config, SplitConfig
-from pneumonia.core.dicom import SALT_ENV, patient_key
+from pneumonia.core.dicom import SALT_ENV, hashed_identity, patient_key
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data import patients as keys_of
 from pneumonia.data.decode import decode, printable
@@ -72,6 +73,8 @@ def _fingerprint(config: Config, source: dict[str, Any], root: Path, listed: lis
     """Changes when a file, a label, a setting or the code that prepare depends on changes; reads no image."""
     settings = dataclasses.asdict(config.data)
     relevant = {key: settings[key] for key in ("patients", "patient_regex", "fraction", "seed")}
+    if any(entry.patient for entry in listed):
+        relevant["patient_id"] = "hashed"  # so that an index of older versions, with what labels.csv says, is replaced
     parts = [__version__, Preprocessing().to_json(), relevant, dataclasses.asdict(config.split), source["source"],
              source["synthetic"], str(root), fingerprint(root, listed), os.environ.get(SALT_ENV)]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -103,7 +106,10 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
     if config.split.hold_out:
         parts, note = hold_out(parts, groups, labels, patients, config.split.hold_out)
     used = parts != contract.UNUSED
-    straddling = _straddling(config.split, origin, parts[used], patients[used])
+    paths = np.array([entry.path for entry in kept])
+    straddling = _straddling(config.split, origin, parts[used], patients[used], paths[used])
+    if origin == keys_of.FROM_TABLE:  # After the split, which then does not hang on the salt.
+        patients = np.array([hashed_identity(patient) for patient in patients])
     rows = [
         (entry.path, contract.LABELS[entry.label], patient, part, group, digest)
         for entry, patient, part, group, digest in zip(kept, patients, parts, groups, decoded.digests, strict=True)
@@ -171,7 +177,11 @@ def _counts(labels: npt.NDArray[np.int64], patients: npt.NDArray[np.str_], parts
 
 
 def _straddling(
-    config: SplitConfig, origin: str, parts: npt.NDArray[np.str_], patients: npt.NDArray[np.str_]
+    config: SplitConfig,
+    origin: str,
+    parts: npt.NDArray[np.str_],
+    patients: npt.NDArray[np.str_],
+    paths: npt.NDArray[np.str_],
 ) -> int | None:
     """How many patients have images in more than one part, None where patients are unknown.
 
@@ -184,7 +194,14 @@ def _straddling(
     both = straddlers(parts, patients)
     if not both:
         return 0
-    what = f"{len(both)} patients are in more than one part of the split, such as {', '.join(both[:3])}"
+    # By their files: a hospital's patient numbers are nothing to print.
+    own = [
+        (str(path), str(part))
+        for path, part in zip(paths[patients == both[0]], parts[patients == both[0]], strict=True)
+    ]
+    first = {part: path for path, part in reversed(own)}
+    files = " and ".join(f"{printable(path)} ({part})" for part, path in sorted(first.items(), reverse=True))
+    what = f"{len(both)} patients are in more than one part of the split, such as the one of {files}"
     if config.strategy == "patient" or (config.strategy == "official" and origin != keys_of.FROM_NAMES):
         raise DataError(f"{what}; use split.strategy=patient, which keeps every patient on one side")
     print(f"warning: {what}; figures of split.strategy={config.strategy} are too good", file=sys.stderr)

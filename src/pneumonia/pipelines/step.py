@@ -93,6 +93,17 @@ def settings_of(
     return [f"experiment={experiment}", f"data={source}", *root, *named, *overrides]
 
 
+def fetch_images(settings: Sequence[str], out: Path) -> None:
+    """The images of the settings' source to `out`, once the model that training starts from is known to be there."""
+    from pneumonia.config.compose import compose
+    from pneumonia.data.sources import fetch
+    from pneumonia.training.model import require_on_hub
+
+    config = compose(settings)
+    require_on_hub(config.model)
+    fetch(config.data, out)
+
+
 def publish_bundle(settings: Sequence[str], bundle: Path, root: str, s3_endpoint: str, out: Path) -> None:
     """Publish the bundle below `root` as MLflow's candidate; the release's place goes to `out` as JSON.
 

@@ -9,16 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pneumonia.config.schema import Config
+from pneumonia.config.schema import Config, ModelConfig
 from pneumonia.core.metrics import metrics_with_intervals
 from pneumonia.core.preprocess import Preprocessing, normalize
 from pneumonia.data.prepare import PreparedData, load_prepared
-from pneumonia.errors import MissingPrerequisite
 from pneumonia.files import write_json
+from pneumonia.training.model import missing_model, require_model
 
 RESNET = "microsoft/resnet-18"
 PIXELS = "pixels"
+_OTHERWISE = f"compare with plain pixels by model.baseline={PIXELS}"
 _SIDE = 28
+
+
+def require_network(config: ModelConfig) -> None:
+    """Raise MissingPrerequisite where the network of `config.baseline` is neither here nor on a hub that answers."""
+    if config.baseline != PIXELS:
+        require_model("model.baseline", config.baseline, _OTHERWISE)
 
 
 def train_baseline(config: Config, prepared: Path, out: Path) -> dict[str, Any]:
@@ -33,6 +40,7 @@ def train_baseline(config: Config, prepared: Path, out: Path) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    require_network(config.model)
     data = load_prepared(prepared)
     features = features_of(data, config.model.baseline)
     train, test = data.indices("train"), data.indices("test")
@@ -78,10 +86,7 @@ def _network_features(data: PreparedData, checkpoint: str) -> npt.NDArray[np.flo
             checkpoint, local_files_only=Path(checkpoint).is_dir(), use_safetensors=True
         ).eval()
     except (OSError, ValueError) as error:
-        raise MissingPrerequisite(
-            f"model.baseline={checkpoint}: neither a folder here nor on a hub that answers; copy the checkpoint to a "
-            f"folder and name that, or compare with plain pixels by model.baseline={PIXELS}"
-        ) from error
+        raise missing_model("model.baseline", checkpoint, _OTHERWISE) from error
     spec = Preprocessing.from_json(data.manifest["preprocessing"])
     parts = []
     with torch.inference_mode():

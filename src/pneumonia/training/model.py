@@ -14,8 +14,49 @@ _LABELS = {
     "id2label": dict(enumerate(contract.LABELS)),
     "label2id": {label: index for index, label in enumerate(contract.LABELS)},
 }
+HUB_TIMEOUT_S = 5.0
+_OTHERWISE = "train from scratch with experiment=local"
 _STEM_WIDTHS = (16, 32, 64, 128, 192)
 """Channels of the stride-2 convolutions, shortest stem first: patch_size 16 takes four of them, 32 takes five."""
+
+
+def require_checkpoint(config: ModelConfig) -> None:
+    """Raise MissingPrerequisite where `config.checkpoint` is neither here nor on a hub that answers: before any work.
+
+    Of a hub only the head of a small file is asked for. Without a checkpoint nothing is asked or imported.
+    """
+    if config.checkpoint:
+        require_model("model.checkpoint", config.checkpoint, _OTHERWISE)
+
+
+def require_on_hub(config: ModelConfig) -> None:
+    """As `require_checkpoint`, for a name alone: a folder may be where only the step that trains can see it."""
+    if config.checkpoint and not config.checkpoint.startswith(("/", ".", "~")):
+        require_checkpoint(config)
+
+
+def require_model(key: str, name: str, otherwise: str) -> None:
+    """Raise MissingPrerequisite where the model `name`, of the setting `key`, is neither here nor on a hub."""
+    if Path(name).is_dir():
+        if not (Path(name) / contract.MODEL_CONFIG_FILE).is_file():
+            raise missing_model(key, name, otherwise)
+        return
+    # Asked for once: transformers would try six times, half a minute, and longer where nobody refuses.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, contract.MODEL_CONFIG_FILE), str):
+            get_hf_file_metadata(hf_hub_url(name, contract.MODEL_CONFIG_FILE), timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # The package lets through what its HTTP library raises, which changes with versions.
+        raise missing_model(key, name, otherwise) from error
+
+
+def missing_model(key: str, name: str, otherwise: str) -> MissingPrerequisite:
+    """The error of a model that is nowhere. otherwise: what to do without it."""
+    return MissingPrerequisite(
+        f"{key}={name}: neither a folder here nor on a hub that answers; copy the checkpoint to a folder and name "
+        f"that, or {otherwise}"
+    )
 
 
 def build_model(config: ModelConfig) -> Any:
@@ -72,9 +113,6 @@ def _from_checkpoint(checkpoint: str) -> Any:
             **_LABELS,
         )
     except OSError as error:
-        raise MissingPrerequisite(
-            f"model.checkpoint={checkpoint}: neither a folder here nor on a hub that answers; copy the checkpoint to a "
-            "folder and name that, or train from scratch with experiment=local"
-        ) from error
+        raise missing_model("model.checkpoint", checkpoint, _OTHERWISE) from error
     except ValueError as error:
         raise DataError(f"model.checkpoint={checkpoint}: not an image classifier ({error})") from error

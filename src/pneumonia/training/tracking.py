@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from pneumonia import contract
 from pneumonia.config.schema import Config
-from pneumonia.errors import ServerUnavailable
+from pneumonia.errors import DependencyMissing, ServerUnavailable
 
 CONNECT_TIMEOUT_S = 5.0
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_ENVIRONMENT = {
+    # What MLflow would ask of the network or of git on its own is switched off.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    # By its defaults MLflow waits for a server that is gone for up to 16 minutes, at every figure.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Set where the user has not set them."""
 BUNDLE_TAG = "bundle_digest"
 """The tag by which evaluation and export find the run that trained a bundle."""
 
@@ -47,25 +59,49 @@ class NoTracker:
 
 
 class MlflowTracker:
-    """Records into the active MLflow run."""
+    """Records into the active MLflow run. Once it cannot, it says so and the work goes on: its results are in files."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.lost = False
 
     def log(self, figures: Mapping[str, float], step: int | None = None) -> None:
         """Record into the active run."""
         import mlflow
 
-        mlflow.log_metrics({name: float(value) for name, value in figures.items()}, step=step)
+        values = {name: float(value) for name, value in figures.items()}
+        self._attempt(lambda: mlflow.log_metrics(values, step=step))
 
     def keep(self, path: Path, under: str | None = None) -> None:
         """Copy into the active run's artifacts."""
         import mlflow
 
-        (mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact)(str(path), under)
+        self._attempt(lambda: (mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact)(str(path), under))
 
     def tag(self, name: str, value: str) -> None:
         """Mark the active run."""
         import mlflow
 
-        mlflow.set_tag(name, value)
+        self._attempt(lambda: mlflow.set_tag(name, value))
+
+    def end(self, status: str) -> None:
+        """Close the active run."""
+        import mlflow
+
+        # Even where nobody answers, so that this process may open another.
+        self._attempt(lambda: mlflow.end_run(status), look_first=False)
+
+    def _attempt(self, record: Callable[[], object], look_first: bool = True) -> None:
+        # Besides its own errors MLflow lets through whatever its database driver and its artifact store raise.
+        try:
+            if self.lost and look_first:  # It may be back, but finding out must not take long each time.
+                _check_reachable(self.uri)
+            record()
+        except Exception as error:
+            if not self.lost:
+                print(f"warning: tracking.uri={shown(self.uri)} takes no more records ({_one_line(error)}); going on "
+                      "without, figures and files are in this run's folder", file=sys.stderr, flush=True)  # fmt: skip
+            self.lost = True
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -76,37 +112,67 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def shown(uri: str) -> str:
+    """The address without the password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+def _one_line(error: BaseException) -> str:
+    return shown(" ".join((str(error) or type(error).__name__).split()))[:300]
+
+
 def _check_reachable(uri: str) -> None:
     """Notice a server that is down before hours of training, not after."""
     import socket
     from urllib.parse import urlsplit
 
     parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ServerUnavailable(
-            f"tracking.uri={uri}: no answer ({error}); start it with `mlflow server`, keep the records in a local "
-            "file with tracking.uri=local, or switch tracking off with tracking.uri=null"
-        ) from error
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if port is not None and parts.hostname:
+            socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:  # ValueError: no such port, no such name
+        raise _unavailable(uri, f"no answer ({error}); start it with `mlflow server`") from error
+
+
+def _unavailable(uri: str, why: str) -> ServerUnavailable:
+    local = "" if uri == "local" else "keep the records in a local file with tracking.uri=local, or "
+    return ServerUnavailable(f"tracking.uri={shown(uri)}: {why}, {local}switch tracking off with tracking.uri=null")
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Whatever MLflow raises while it is set up, as errors that say what to do."""
+    import mlflow.exceptions
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DependencyMissing(f"tracking.uri={shown(uri)} needs the Python package {error.name}") from error
+    except (mlflow.exceptions.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        place = "give another output_dir" if uri == "local" else "give the address of an MLflow server or database"
+        raise _unavailable(uri, f"MLflow cannot use it ({_one_line(error)}); {place}") from error
 
 
 @contextlib.contextmanager
 def track(config: Config, run_name: str, tags: Mapping[str, str]) -> Iterator[Tracker]:
     """A new MLflow run that has the configuration as its parameters, or a NoTracker for tracking.uri=null.
 
-    Raises ServerUnavailable where a tracking server does not answer.
+    A server that is lost later is said once on stderr and costs no result. Raises ServerUnavailable where a tracking
+    server does not answer at the start.
     """
     if config.tracking.uri is None:
         yield NoTracker()
         return
-    mlflow = connect(config)
-    with mlflow.start_run(run_name=run_name, tags=dict(tags)):
-        mlflow.log_params({key: str(value)[:500] for key, value in flatten(config.to_json()).items()})
-        yield MlflowTracker()
+    uri, mlflow = config.tracking.uri, connect(config)
+    with _explained(uri):
+        mlflow.start_run(run_name=run_name, tags=dict(tags))
+    with _recording(uri) as tracker:
+        with _explained(uri):
+            settings = {**flatten(config.to_json()), "tracking.uri": shown(uri)}
+            mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
+        yield tracker
 
 
 @contextlib.contextmanager
@@ -119,22 +185,35 @@ def track_again(config: Config, run_name: str, bundle_digest: str) -> Iterator[T
     if config.tracking.uri is None:
         yield NoTracker()
         return
-    mlflow = connect(config)
-    found = mlflow.search_runs(
-        filter_string=f"tags.{BUNDLE_TAG} = '{bundle_digest}'", max_results=1, output_format="list"
-    )
-    again = {"run_id": found[0].info.run_id} if found else {"run_name": run_name, "tags": {BUNDLE_TAG: bundle_digest}}
-    with mlflow.start_run(**again):
-        yield MlflowTracker()
+    uri, mlflow = config.tracking.uri, connect(config)
+    with _explained(uri):
+        found = mlflow.search_runs(
+            filter_string=f"tags.{BUNDLE_TAG} = '{bundle_digest}'", max_results=1, output_format="list"
+        )
+        new = {"run_name": run_name, "tags": {BUNDLE_TAG: bundle_digest}}
+        mlflow.start_run(**({"run_id": found[0].info.run_id} if found else new))
+    with _recording(uri) as tracker:
+        yield tracker
+
+
+@contextlib.contextmanager
+def _recording(uri: str) -> Iterator[MlflowTracker]:
+    """The active run, closed at the end as what it became."""
+    tracker = MlflowTracker(uri)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    finally:
+        tracker.end(status)
 
 
 def connect(config: Config) -> Any:
-    """MLflow, pointed at the configured server or file and at its experiment."""
+    """MLflow, pointed at the configured server or file and at its experiment. Raises as `track`."""
     uri = str(config.tracking.uri)
     _check_reachable(uri)
-    # These switch off what MLflow would ask of the network or of git on its own.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
     local = uri == "local"
@@ -142,9 +221,10 @@ def connect(config: Config) -> Any:
     home = Path(os.environ.get(contract.TRACKING_DIR_ENV) or config.output_dir).resolve()
     if local:
         home.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}" if local else uri)
-    if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-        location = (home / "mlartifacts").as_uri() if local else None
-        mlflow.create_experiment(config.tracking.experiment, artifact_location=location)
-    mlflow.set_experiment(config.tracking.experiment)
+    with _explained(uri):
+        mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}" if local else uri)
+        if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
+            location = (home / "mlartifacts").as_uri() if local else None
+            mlflow.create_experiment(config.tracking.experiment, artifact_location=location)
+        mlflow.set_experiment(config.tracking.experiment)
     return mlflow

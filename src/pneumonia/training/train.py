@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
 
@@ -31,11 +29,12 @@ from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import MissingPrerequisite
 from pneumonia.files import check_replaceable, replace_directory, write_json, write_text, writing_to
 from pneumonia.training.averaging import WeightAverage
+from pneumonia.training.checkpoints import resume_point, start_anew
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.interrupt import StopOnSignal
-from pneumonia.training.model import build_model
+from pneumonia.training.model import build_model, require_checkpoint
 from pneumonia.training.processes import is_main, wait_for_all, world_size
-from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, track
+from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, shown, track
 
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "imbalanced-learn")
 _DATA_KEYS = ("digest", "source", "synthetic", "patients", "split", "counts")
@@ -239,20 +238,23 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     looked at. Checkpoints and the resolved configuration lie beside `out`. Under torchrun every process calls this and
     the first one writes; batch sizes are those of one process, and all share the disk of `out`. Raises GateRefused
     where no threshold meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from
-    is missing, StorageError where the disk is full, UsageError where `out` holds
-    something other than a bundle.
+    is missing, ConfigError where that to resume from is of another run, StorageError where the disk is full, UsageError
+    where `out` holds something other than a bundle.
     """
     check_replaceable(out, contract.BUNDLE_MANIFEST, "a bundle")
     data = load_prepared(prepared)
+    require_checkpoint(config.model)
     folder = out.parent / CHECKPOINTS
     tags = {"data_digest": str(data.manifest["digest"]), "synthetic": str(data.manifest["synthetic"])}
+    # Before anything is written: a run that may not go on leaves that of the checkpoints as it is.
+    resume_from = resume_point(folder, config, tags["data_digest"]) if config.training.resume else None
     if not is_main():
-        _fit(config, data, folder, NoTracker())
+        _fit(config, data, folder, resume_from, NoTracker())
         wait_for_all()
         return open_bundle(out)
     write_text(out.parent / "config.yaml", to_yaml(config))
     with writing_to(out), track(config, out.parent.name, tags) as tracker:
-        trainer = _fit(config, data, folder, tracker)
+        trainer = _fit(config, data, folder, resume_from, tracker)
         write_json(out.parent / "history.json", trainer.state.log_history)
         bundle = _write(config, data, trainer.model, out)
         tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
@@ -262,15 +264,19 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     return bundle
 
 
-def _fit(config: Config, data: PreparedData, folder: Path, tracker: Tracker) -> PneumoniaTrainer:
+def _fit(
+    config: Config, data: PreparedData, folder: Path, resume_from: str | None, tracker: Tracker
+) -> PneumoniaTrainer:
     """Train to the end; the trainer with the best epoch's weights, the same in every process."""
     trainer = make_trainer(config, data, folder, tracker)
     if is_main():
+        if resume_from is None:
+            start_anew(folder, config, str(data.manifest["digest"]))
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         print(f"train: {config.model.name}, {parameters:,} parameters, {len(trainer.train_dataset)} images an epoch "
               f"after oversampling{f', {world_size()} processes' if world_size() > 1 else ''}",
               file=sys.stderr)  # fmt: skip
-    run(trainer, _resume_point(folder) if config.training.resume else None)
+    run(trainer, resume_from)
     return trainer
 
 
@@ -291,34 +297,15 @@ def run(trainer: PneumoniaTrainer, resume_from: str | None) -> None:
         raise KeyboardInterrupt
 
 
-def _resume_point(folder: Path) -> str:
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_complete(path)]
-    last = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    if last is None:
-        raise MissingPrerequisite(
-            f"training.resume=true: no checkpoint under {folder} that was written to its end; start without it, or "
-            "give the output_dir of the run"
-        )
-    print(f"train: going on from {last.name}", file=sys.stderr)
-    return str(last)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether Trainer got to the state, which it writes last; a run that was killed may leave a checkpoint without."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def _portable(config: Config) -> dict[str, Any]:
-    """The configuration without the folders of this machine, which may tell more than a model's users need to know."""
+    """The configuration without this machine's folders and any password, which a model's users need not know."""
     value = config.to_json()
     for section, key in (("data", "root"), ("data", "raw_dir"), ("data", "prepared_dir"), ("model", "checkpoint")):
         if value[section][key] is not None and Path(value[section][key]).is_absolute():
             value[section][key] = Path(value[section][key]).name
     value["output_dir"] = Path(value["output_dir"]).name
+    if config.tracking.uri is not None:
+        value["tracking"]["uri"] = shown(config.tracking.uri)
     return value
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
 from pneumonia.data.archive import extract_images
-from pneumonia.data.download import downloads_for
+from pneumonia.data.download import downloads_for, remove_downloads
 from pneumonia.data.sources import SOURCE_FILE, check_replaceable, read_source
 from pneumonia.data.sources.folder import SUFFIXES
 from pneumonia.errors import DataError, DependencyMissing, SourceUnavailable
@@ -58,6 +58,7 @@ def fetch(config: DataConfig, out: Path) -> None:
     """
     check_replaceable(out, "kaggle")
     if _up_to_date(out):
+        remove_downloads(out)
         return
     check_credentials()
     with downloads_for(out) as folder:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
-from pneumonia.data.download import download, downloads_for
+from pneumonia.data.download import download, downloads_for, remove_downloads
 from pneumonia.data.sources import SOURCE_FILE, check_replaceable, read_source
 from pneumonia.errors import DataError
 from pneumonia.files import replace_directory, write_json
@@ -37,11 +37,13 @@ def fetch(config: DataConfig, out: Path) -> None:
     wanted = {"source": "medmnist", "synthetic": False, "root": ".", "published_split": True,
               "size": config.medmnist_size, "md5": config.medmnist_md5 or published}  # fmt: skip
     check_replaceable(out, "medmnist")
-    if (out / SOURCE_FILE).is_file() and read_source(out) == wanted:
-        print(f"fetch: {out} is up to date, PneumoniaMNIST", file=sys.stderr)
+    if _up_to_date(out, wanted):
+        remove_downloads(out)
         return
     url = config.medmnist_url or f"{_RECORD}/{name}?download=1"
     with downloads_for(out) as folder:
+        if _up_to_date(out, wanted):  # by another process, while this one waited
+            return
         file = download(url, folder / name, str(wanted["md5"]))
         try:
             with np.load(file, allow_pickle=False) as arrays, replace_directory(out) as building:
@@ -50,6 +52,14 @@ def fetch(config: DataConfig, out: Path) -> None:
                 write_json(building / SOURCE_FILE, wanted)
         except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{url}: not a file of MedMNIST's layout ({error})") from error
+
+
+def _up_to_date(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether `out` holds what an earlier fetch of the same file put there."""
+    if not (out / SOURCE_FILE).is_file() or read_source(out) != wanted:
+        return False
+    print(f"fetch: {out} is up to date, PneumoniaMNIST", file=sys.stderr)
+    return True
 
 
 def _write_part(arrays: Any, part: str, size: int, folder: Path) -> None:
