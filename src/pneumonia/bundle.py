@@ -14,7 +14,7 @@ from typing import Any
 from pneumonia import contract
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.errors import BundleError, BundleNotFound
-from pneumonia.files import replace_directory, sha256_file, write_json
+from pneumonia.files import check_replaceable, replace_directory, sha256_file, write_json
 
 _FORBIDDEN_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
 """Formats that run code when they are opened; a bundle never holds one."""
@@ -220,8 +220,10 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
     """Write a bundle at `target` whole or not at all, replacing what was there.
 
     manifest: its `files` is ignored and computed. files: by name in the bundle, the file to copy; it may lie in an
-    older bundle at `target` itself. Raises BundleError for a file format that could carry code.
+    older bundle at `target` itself. Raises BundleError for a file format that could carry code, UsageError where
+    `target` holds something other than a bundle.
     """
+    check_replaceable(target, contract.BUNDLE_MANIFEST)
     for name in files:
         if name.endswith(_FORBIDDEN_SUFFIXES):
             raise BundleError(f"{name}: a bundle holds no pickled formats; save weights as safetensors")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pneumonia.errors import PneumoniaError, StorageError
+from pneumonia.errors import PneumoniaError, StorageError, UsageError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that say that a place takes no more, whichever call meets them."""
@@ -99,6 +99,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a final newline, written whole. NaN and infinity are refused (ValueError)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def check_replaceable(target: Path, marker: str, option: str = "--output") -> None:
+    """Before any work: raises UsageError where `target` holds files and no `marker`, so that it is not ours to replace.
+
+    marker: the file that every folder of this kind has. option: what chose the folder.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target}: is a file; name a folder with {option}")
+    if not (target / marker).is_file() and (others := sorted(entry.name for entry in target.iterdir())):
+        raise UsageError(
+            f"{target}: holds {', '.join(others[:3])} and no {marker}, and would be replaced as a whole; name a new or "
+            f"empty folder with {option}, or an older one with {marker}"
+        )
 
 
 @contextlib.contextmanager

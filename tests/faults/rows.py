@@ -302,6 +302,8 @@ PLACES = (
     Row(PLACE, "disk full: publish", 4, "cannot be written (No space left on device)",
         "told; no release appears"),
     Row(PLACE, "folder without permission to write", 4, "cannot be written (Permission denied)", "told"),
+    Row(PLACE, "`--output` that holds other files", 2, "and would be replaced as a whole; name a new or empty folder",
+        "refused before any work; nothing in it is touched"),
     Row(PLACE, "two processes preparing one folder", 0, "waiting for another process",
         "the second waits and then finds the work done"),
     Row(PLACE, "file that disappears while its folder is prepared", 0, "left out,",

@@ -15,11 +15,12 @@ from pneumonia.bundle import Bundle
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.data.sources import read_source
 from pneumonia.errors import StorageError
+from pneumonia.evaluation.evaluate import evaluate
 from pneumonia.release.publish import publish
 from tests.faults.children import begin, pneumoctl
 from tests.faults.rows import BY_NAME, images, named
 from tests.faults.test_bad_servers import wait_until
-from tests.phantoms import smoke_config
+from tests.phantoms import OPEN_GATE, smoke_config
 from tests.xray_folders import noise, prepare_folder
 
 
@@ -87,6 +88,30 @@ def test_no_permission_to_write(tmp_path: Path) -> None:
     pneumoctl(tmp_path, "data", "fetch", *words, restricted=True).fails(row.code, row.words)
     words[2:] = [f"data.prepared_dir={closed}/prepared"]
     pneumoctl(tmp_path, "data", "prepare", *words, restricted=True).fails(row.code, row.words)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "calibrate", "train"])
+def test_an_output_folder_with_other_files(
+    command: str, trained: Bundle, prepared: PreparedData, tmp_path: Path
+) -> None:
+    row = named("`--output` that holds other files")
+    reports = tmp_path / "reports"
+    kept = (reports / "smoke" / "bundle" if command == "train" else reports) / "thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    evaluation = tmp_path / "evaluation"
+    if command == "export":
+        evaluate(smoke_config(tmp_path), trained.path, prepared.path, evaluation)
+    places = {
+        "evaluate": ["--bundle", trained.path, "--prepared", prepared.path, "--output", reports],
+        "export": [*OPEN_GATE, "--bundle", trained.path, "--evaluation", evaluation, "--prepared", prepared.path,
+                   "--output", reports],
+        "calibrate": [trained.path, images(tmp_path / "xrays"), "--output", reports],
+        "train": ["experiment=smoke", "model.name=smoke", f"output_dir={reports}", "--prepared", prepared.path],
+    }  # fmt: skip
+    pneumoctl(tmp_path, command, *places[command], "tracking.uri=null").fails(row.code, row.words)
+    assert kept.read_text() == "years of work"
+    assert [path.name for path in reports.rglob("*") if path.is_file()] == ["thesis.txt"]
 
 
 def test_two_processes_prepare_one_folder(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pneumonia.errors import DataError, GateRefused
 from pneumonia.evaluation.card import model_card
 from pneumonia.evaluation.plots import draw_plots
 from pneumonia.evaluation.report import write_report
-from pneumonia.files import replace_directory, write_bytes, write_json, write_text
+from pneumonia.files import check_replaceable, replace_directory, write_bytes, write_json, write_text
 
 MIN_SUBGROUP = 10
 """Subgroups with fewer test images get no figures of their own: an interval would span almost everything."""
@@ -31,8 +31,10 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
     """Score the test split once; write metrics, predictions, report and model card into `out`; return the metrics.
 
     Temperature and threshold are the bundle's. Raises DataError where the bundle was trained on another data set than
-    `prepared`, because its test images could then have been training images.
+    `prepared`, because its test images could then have been training images; UsageError where `out` holds something
+    other than an evaluation.
     """
+    check_replaceable(out, contract.METRICS_FILE)
     opened, data = open_bundle(bundle), load_prepared(prepared)
     if opened.manifest.data["digest"] != data.manifest["digest"]:
         raise DataError(

@@ -22,7 +22,7 @@ from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, ParityRefused
 from pneumonia.evaluation.evaluate import read_metrics
 from pneumonia.export.parity import compare, require
-from pneumonia.files import write_json
+from pneumonia.files import check_replaceable, write_json
 
 PARITY_IMAGES = 200
 
@@ -34,6 +34,7 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
     ParityRefused, writing nothing, where ONNX Runtime and PyTorch disagree on test images, and DataError where the
     evaluation belongs to other data.
     """
+    check_replaceable(out, contract.BUNDLE_MANIFEST)
     opened, data, metrics = open_bundle(bundle), load_prepared(prepared), read_metrics(evaluation)
     if not opened.manifest.data["digest"] == data.manifest["digest"] == metrics["data_digest"]:
         raise DataError(f"{bundle}, {prepared} and {evaluation} are not of one data digest; use those of one run")

@@ -22,7 +22,7 @@ from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.core.signals import terminate_as_interrupt
 from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, StepFailed, UsageError
-from pneumonia.files import replace_directory, write_json
+from pneumonia.files import check_replaceable, replace_directory, write_json
 from pneumonia.pipelines.containers import require_docker, step_image, stop_containers
 from pneumonia.pipelines.engine import CACHED_FILE
 from pneumonia.pipelines.step import ERROR_DIR_ENV
@@ -104,7 +104,7 @@ def run_pipeline(
         raise DependencyMissing("kfp is not installed; pip install 'pneumonia[train,pipelines,serve]'")
     if engine == "docker":
         require_docker(step_image())
-    _check_replaceable(output)
+    check_replaceable(output, contract.BUNDLE_MANIFEST)
     compiled = pipeline or compiled_pipeline()
     folder = _new_run(runs)
     progress, code = run_graph(compiled, arguments, folder, engine, runs / CACHE_DIR if cache else None)
@@ -160,19 +160,12 @@ def artifact(run: Path, task: str, name: str) -> Path:
 
 def install_bundle(source: Path, target: Path) -> Bundle:
     """Copy the bundle at `source` to `target`, whole or not at all; returns it opened and verified."""
-    _check_replaceable(target)
+    check_replaceable(target, contract.BUNDLE_MANIFEST)
     bundle = open_bundle(source)
     with replace_directory(target) as building:
         for name in (contract.BUNDLE_MANIFEST, *bundle.manifest.files):
             shutil.copyfile(source / name, building / name)
     return open_bundle(target)
-
-
-def _check_replaceable(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir() or (any(target.iterdir()) and not (target / contract.BUNDLE_MANIFEST).is_file()):
-        raise UsageError(f"{target}: holds something other than a bundle; name a new folder or an older bundle")
 
 
 def _new_run(runs: Path) -> Path:

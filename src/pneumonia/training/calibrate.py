@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle, open_bundle
 from pneumonia.config.schema import Config
 from pneumonia.core.calibration import choose_threshold, fit_temperature
@@ -14,6 +15,7 @@ from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import load_prepared
 from pneumonia.errors import DataError
+from pneumonia.files import check_replaceable
 from pneumonia.training.dataset import predict_logits
 
 
@@ -26,6 +28,7 @@ def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle
     """
     from pneumonia.architecture import load_model
 
+    check_replaceable(out, contract.BUNDLE_MANIFEST)
     opened, data = open_bundle(bundle), load_prepared(prepared)
     if opened.manifest.data["digest"] == data.manifest["digest"]:
         digest = opened.manifest.data["digest"][:12]

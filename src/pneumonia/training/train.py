@@ -29,7 +29,7 @@ from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import MissingPrerequisite
-from pneumonia.files import replace_directory, write_json, write_text, writing_to
+from pneumonia.files import check_replaceable, replace_directory, write_json, write_text, writing_to
 from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.interrupt import StopOnSignal
@@ -235,8 +235,9 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     looked at. Checkpoints and the resolved configuration lie beside `out`. Under torchrun every process calls this and
     the first one writes; batch sizes are those of one process, and all share the disk of `out`. Raises GateRefused
     where no threshold meets evaluation.recall_target, MissingPrerequisite where a checkpoint to start or resume from
-    is missing, StorageError where the disk is full.
+    is missing, StorageError where the disk is full, UsageError where `out` holds something other than a bundle.
     """
+    check_replaceable(out, contract.BUNDLE_MANIFEST, "output_dir=")
     data = load_prepared(prepared)
     folder = out.parent / CHECKPOINTS
     tags = {"data_digest": str(data.manifest["digest"]), "synthetic": str(data.manifest["synthetic"])}
