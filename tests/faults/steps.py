@@ -94,7 +94,10 @@ def export(bundle: Bundle, data: PreparedData, folder: Path) -> tuple[Any, Any, 
     from pneumonia.bundle import extend_bundle
     from pneumonia.evaluation.evaluate import evaluate
 
-    evaluate(smoke_config(folder), bundle.path, data.path, folder / "evaluation")
     other = extend_bundle(bundle, folder / "other", {}, threshold=0.77)
-    versions = tuple((path, folder / "evaluation", data.path) for path in (bundle.path, other.path))
-    return export_step, versions, exported
+    versions = []
+    for number, path in enumerate((bundle.path, other.path)):
+        evaluation = folder / f"evaluation-{number}"
+        evaluate(smoke_config(folder), path, data.path, evaluation)
+        versions.append((path, evaluation, data.path))
+    return export_step, tuple(versions), exported

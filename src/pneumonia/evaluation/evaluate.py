@@ -96,6 +96,7 @@ def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, prob
 
     return {
         "model": manifest.name,
+        "bundle_digest": bundle.digest,
         "synthetic": manifest.synthetic,
         "patients": manifest.data["patients"],
         "split": manifest.data["split"],
@@ -182,6 +183,18 @@ def read_metrics(evaluation: Path) -> dict[str, Any]:
         raise DataError(
             f"{evaluation}: no readable {contract.METRICS_FILE} ({error}); run `pneumoctl evaluate`"
         ) from error
+
+
+def read_metrics_of(bundle: Bundle, evaluation: Path) -> dict[str, Any]:
+    """`read_metrics`, and that they are the figures of this very bundle. Raises DataError where they are another's."""
+    metrics = read_metrics(evaluation)
+    theirs = metrics.get("bundle_digest")
+    if theirs != bundle.digest:
+        raise DataError(
+            f"{evaluation}: evaluates the bundle {str(theirs)[:12] if theirs else 'of an unknown digest'}, not "
+            f"{bundle.path} ({bundle.digest[:12]}); give its own with --evaluation, or run `pneumoctl evaluate` for it"
+        )
+    return metrics
 
 
 def gate(config: Config, evaluation: Path) -> dict[str, Any]:
