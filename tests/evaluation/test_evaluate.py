@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,8 +105,11 @@ def test_a_model_that_is_worse_than_the_champion_is_refused_and_an_equal_one_is_
         folder = tmp_path / name
         folder.mkdir()
         (folder / contract.METRICS_FILE).write_text(json.dumps({**metrics, "threshold": 0.5, **changes}))
-        lines = ["row,patient,label,probability"]
-        lines += [f"{r['row']},{r['patient']},{r['label']},{sick if r['label'] == 'PNEUMONIA' else 0.1}" for r in rows]
+        lines = ["row,sha256,patient,label,probability"]
+        lines += [
+            f"{r['row']},{r['sha256']},{r['patient']},{r['label']},{sick if r['label'] == 'PNEUMONIA' else 0.1}"
+            for r in rows
+        ]
         (folder / contract.PREDICTIONS_FILE).write_text("\n".join(lines) + "\n")
         return folder
 
@@ -116,3 +121,41 @@ def test_a_model_that_is_worse_than_the_champion_is_refused_and_an_equal_one_is_
     assert against(evaluated)["champion"]["compared"] is True  # type: ignore[index]
     with pytest.raises(DataError, match="evaluate the champion on the same prepared data set"):
         against(stand_in("elsewhere", data_digest="f" * 64))
+
+
+def _against(champion: Path, ours: Path, folder: Path) -> dict[str, Any]:
+    """The differences that the gate finds."""
+    found = gate(smoke_config(folder, *OPEN_GATE, f"gate.champion={champion}"), ours)["champion"]["difference"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_champion_that_saw_the_images_in_another_order_is_compared_image_by_image(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    champion = tmp_path / "champion"
+    shutil.copytree(evaluated, champion)
+    head, *lines = (champion / contract.PREDICTIONS_FILE).read_text().splitlines()
+    (champion / contract.PREDICTIONS_FILE).write_text("\n".join([head, *reversed(lines)]) + "\n")
+    for gap in _against(champion, evaluated, tmp_path).values():
+        assert (gap["value"], gap["low"], gap["high"]) == (0, 0, 0)
+
+
+def test_a_champion_of_other_images_or_labels_or_of_an_older_release_is_refused(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    champion = tmp_path / "champion"
+    shutil.copytree(evaluated, champion)
+    file = champion / contract.PREDICTIONS_FILE
+    before = file.read_text()
+    digest = next(csv.DictReader(before.splitlines()))["sha256"]
+    changes = {
+        "other images or labels": [before.replace(digest, "f" * 64), before.replace(",NORMAL,", ",PNEUMONIA,", 1)],
+        "has no column sha256": [before.replace("sha256", "digest", 1)],
+    }
+    for words, texts in changes.items():
+        for text in texts:
+            assert text != before
+            file.write_text(text)
+            with pytest.raises(DataError, match=words):
+                _against(champion, evaluated, tmp_path)

@@ -167,11 +167,23 @@ def _predictions_csv(data: PreparedData, rows: Any, logits: Any, probability: An
     writer = csv.writer(text, lineterminator="\n")
     # Patients as numbers that mean nothing outside: enough to draw them together, not to know them.
     _, codes = np.unique(data.patients, return_inverse=True)
-    writer.writerow(["row", "path", "patient", "label", "logit_normal", "logit_pneumonia", "probability", "prediction"])
+    names = [
+        "row",
+        "path",
+        "sha256",
+        "patient",
+        "label",
+        "logit_normal",
+        "logit_pneumonia",
+        "probability",
+        "prediction",
+    ]
+    writer.writerow(names)
     answers = decide(probability, bundle.manifest.threshold)
     for row, pair, p, answer in zip(rows.tolist(), logits.tolist(), probability.tolist(), answers, strict=True):
         label = contract.LABELS[data.labels[row]]
-        writer.writerow([row, data.index["path"][row], codes[row], label, *pair, f"{p:.6f}", contract.LABELS[answer]])
+        image = (row, data.index["path"][row], data.index["sha256"][row], codes[row], label)
+        writer.writerow([*image, *pair, f"{p:.6f}", contract.LABELS[answer]])
     return text.getvalue()
 
 
@@ -230,27 +242,37 @@ def _against(config: Config, evaluation: Path, metrics: dict[str, Any], champion
             f"gate.champion={champion}: evaluated on data {theirs['data_digest'][:12]}..., this model on "
             f"{metrics['data_digest'][:12]}...; evaluate the champion on the same prepared data set first"
         )
-    rows = [_read_predictions(folder) for folder in (evaluation, champion)]
-    labels, patients, ours = rows[0]
+    ours, other = _read_predictions(evaluation), _read_predictions(champion)
+    # By image, never by row: the data digest allows another order, which moved or renamed files bring.
+    if {key: row[0] for key, row in ours.items()} != {key: row[0] for key, row in other.items()}:
+        raise DataError(
+            f"gate.champion={champion}: its {contract.PREDICTIONS_FILE} has other images or labels than that of "
+            f"{evaluation}; evaluate both again on the same prepared data set"
+        )
+    labels, patients, probability = map(np.array, zip(*ours.values(), strict=True))
     return paired_difference(
         labels,
-        (ours, metrics["threshold"]),
-        (rows[1][2], theirs["threshold"]),
+        (probability, metrics["threshold"]),
+        (np.array([other[key][2] for key in ours]), theirs["threshold"]),
         patients,
         config.evaluation.bootstrap_samples,
         config.evaluation.seed,
     )
 
 
-def _read_predictions(evaluation: Path) -> tuple[Any, Any, Any]:
-    """labels (N,), patients (N,), probability (N,) of an evaluation, in the order of the prepared rows."""
+def _read_predictions(evaluation: Path) -> dict[str, tuple[int, str, float]]:
+    """Label, patient and probability by the image's SHA-256. Raises DataError where the file cannot be read so."""
     try:
         with (evaluation / contract.PREDICTIONS_FILE).open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        return (
-            np.array([contract.LABELS.index(row["label"]) for row in rows], np.int64),
-            np.array([row["patient"] for row in rows]),
-            np.array([float(row["probability"]) for row in rows]),
-        )
+        if rows and "sha256" not in rows[0]:
+            raise DataError(
+                f"{evaluation / contract.PREDICTIONS_FILE}: has no column sha256, an older release wrote it; "
+                "evaluate that bundle again with this one"
+            )
+        return {
+            row["sha256"]: (contract.LABELS.index(row["label"]), row["patient"], float(row["probability"]))
+            for row in rows
+        }
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{evaluation}: no readable {contract.PREDICTIONS_FILE} ({error!r}); evaluate again") from error
