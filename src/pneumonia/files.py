@@ -122,9 +122,11 @@ def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory beside `target`; on success it takes `target`'s place, on an error it goes.
 
     On Linux the two change places in one step, so that even a killed writer leaves the old content or the new one;
-    what it was writing is removed by the next writer. Raises StorageError where the place is full or may not be
-    written.
+    what it was writing is removed by the next writer. A link is followed, and stays. Raises StorageError where the
+    place is full, may not be written or cannot be replaced, such as a mount point.
     """
+    # The folder that a link names changes, not the link: beside the link there may be no room for it.
+    target = Path(os.path.realpath(target))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_remains(target)
@@ -133,7 +135,7 @@ def replace_directory(target: Path) -> Iterator[Path]:
         raise cannot_write(target, error) from error
     try:
         yield building
-        _exchange(building, target)
+        _install(building, target)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise cannot_write(target, error) from error
@@ -207,6 +209,19 @@ def remove_remains(target: Path) -> None:
                     os.close(handle)
 
 
+def _install(building: Path, target: Path) -> None:
+    """`_exchange`, its errors as StorageError."""
+    try:
+        _exchange(building, target)
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EXDEV):
+            raise StorageError(
+                f"{target}: is a mount point, which cannot be replaced ({error.strerror}); choose a folder inside the "
+                "mount. What was there before is unchanged"
+            ) from error
+        raise cannot_write(target, error) from error
+
+
 def _exchange(building: Path, target: Path) -> None:
     """Put `building` in `target`'s place and `target`, where it exists, in `building`'s."""
     if not target.exists():
@@ -219,6 +234,10 @@ def _exchange(building: Path, target: Path) -> None:
             return
     # No exchange here: for a moment there is neither, and a crash in it leaves the old content under the other name.
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, old / "previous")
+    try:
+        os.replace(target, old / "previous")
+    except OSError:
+        old.rmdir()
+        raise
     os.replace(building, target)
     shutil.rmtree(old)

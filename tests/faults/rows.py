@@ -304,6 +304,7 @@ PLACES = (
     Row(PLACE, "folder without permission to write", 4, "cannot be written (Permission denied)", "told"),
     Row(PLACE, "`--output` that holds other files", 2, "and would be replaced as a whole; name a new or empty folder",
         "refused before any work; nothing in it is touched"),
+    Row(PLACE, "target that is a mount point", 4, "choose a folder inside the mount", "told; what it holds stays"),
     Row(PLACE, "two processes preparing one folder", 0, "waiting for another process",
         "the second waits and then finds the work done"),
     Row(PLACE, "file that disappears while its folder is prepared", 0, "left out,",
