@@ -111,7 +111,7 @@ def calibrate(
     import tempfile
 
     from pneumonia.config.compose import compose
-    from pneumonia.training.calibrate import calibrate as run_calibration
+    from pneumonia.export.calibrate import calibrate as run_calibration
 
     with tempfile.TemporaryDirectory(prefix="pneumonia-calibrate.") as scratch:
         places = [f"data.raw_dir={scratch}/raw", f"data.prepared_dir={scratch}/prepared"]
