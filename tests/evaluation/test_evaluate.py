@@ -18,6 +18,7 @@ from pneumonia.bundle import Bundle, extend_bundle
 from pneumonia.data.prepare import PreparedData
 from pneumonia.errors import DataError, GateRefused
 from pneumonia.evaluation.evaluate import evaluate, gate, read_metrics
+from pneumonia.evaluation.report import write_report
 from tests.phantoms import OPEN_GATE, smoke_config
 
 
@@ -56,6 +57,26 @@ def test_a_synthetic_evaluation_says_so_first(evaluated: Path) -> None:
     assert "http://" not in page
     assert "https://" not in page
     assert read_metrics(evaluated)["synthetic"] is True
+
+
+def test_the_report_tells_its_source_and_gives_every_figure_its_interval(
+    evaluated: Path, trained: Bundle, tmp_path: Path
+) -> None:
+    metrics = read_metrics(evaluated)
+    assert "children" not in (evaluated / contract.REPORT_FILE).read_text()
+    origins = {"phantom": "drawn images alone", "folder": "one folder", "kaggle": "children from one hospital"}
+    group = {"images": 10, "patients": 9, "accuracy": 0.9, "against": "itself", "test": metrics["test"]}
+    for source, words in origins.items():
+        write_report(tmp_path / "page", {**metrics, "source": source, "subgroups": {"virus": group}}, {}, [])
+        page = (tmp_path / "page").read_text()
+        assert words in page
+        assert ("children" in page) == (source == "kaggle")
+    line = page[page.index("<tr><td>virus</td>") :].partition("</tr>")[0]
+    for name in ("recall", "specificity", "auroc"):
+        figure = metrics["test"][name]
+        assert f"<td>{figure['low']:.4f} to {figure['high']:.4f}</td>" in line
+    half = metrics["test_at_half"]["accuracy"]
+    assert f"<td>{half['low']:.4f} to {half['high']:.4f}</td>" in page
 
 
 def test_unknown_patients_are_on_the_first_page(trained: Bundle, prepared: PreparedData, tmp_path: Path) -> None:

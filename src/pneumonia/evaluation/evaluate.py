@@ -98,6 +98,7 @@ def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, prob
         "model": manifest.name,
         "bundle_digest": bundle.digest,
         "synthetic": manifest.synthetic,
+        "source": manifest.data["source"],
         "patients": manifest.data["patients"],
         "split": manifest.data["split"],
         "data_digest": manifest.data["digest"],
