@@ -10,7 +10,7 @@ import pytest
 
 from pneumonia import contract
 from pneumonia.bundle import Bundle, Manifest, extend_bundle, open_bundle, write_bundle
-from pneumonia.errors import BundleError, BundleNotFound, UsageError
+from pneumonia.errors import BundleError, BundleNotFound
 
 
 @pytest.fixture
@@ -91,29 +91,6 @@ def test_extending_in_place_keeps_the_old_files_and_leaves_nothing_behind(bundle
     assert sorted(extended.manifest.files) == [contract.ONNX_FILE, contract.WEIGHTS_FILE]
     assert open_bundle(bundle.path).manifest.metrics == {"test": {}}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "graph", "weights"]
-
-
-def test_a_folder_of_something_else_is_not_replaced(bundle: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="home: holds something other than a bundle"):
-        extend_bundle(bundle, tmp_path / "home", {})
-    assert (tmp_path / "home" / "thesis.tex").read_text() == "precious"
-    (tmp_path / "empty").mkdir()
-    assert extend_bundle(bundle, tmp_path / "empty", {}).digest == bundle.digest
-
-
-def test_a_link_to_another_disk_stays_a_link(bundle: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    link = tmp_path / "models"
-    for place in ("disk", "disk/not-yet"):
-        link.unlink(missing_ok=True)
-        link.symlink_to(tmp_path / place)
-        for threshold in (0.4, 0.5):
-            assert extend_bundle(bundle, link, {}, threshold=threshold).manifest.threshold == threshold
-        assert link.is_symlink()
-        assert open_bundle(tmp_path / place).manifest.threshold == 0.5
-    assert not list(tmp_path.glob(".*")), "remains"
 
 
 def test_a_failed_write_leaves_the_old_bundle(bundle: Bundle, tmp_path: Path) -> None:

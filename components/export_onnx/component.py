@@ -19,7 +19,8 @@ def export_onnx(
 ):
     """Exports ONNX, proves that it answers as PyTorch does, and writes the final bundle.
 
-    Fails with 5 where the two forms of the model disagree; 3 where the inputs are not of one data set.
+    Fails with 5 where the two forms of the model disagree; 3 where the inputs are not of one data set,
+    or the evaluation is another bundle's.
 
     Args:
         settings: as `fetch` gave them.

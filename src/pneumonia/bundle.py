@@ -223,7 +223,7 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
     older bundle at `target` itself. Raises BundleError for a file format that could carry code, UsageError where
     `target` holds something other than a bundle.
     """
-    check_replaceable(target, contract.BUNDLE_MANIFEST, "a bundle")
+    check_replaceable(target, contract.BUNDLE_MANIFEST)
     for name in files:
         if name.endswith(_FORBIDDEN_SUFFIXES):
             raise BundleError(f"{name}: a bundle holds no pickled formats; save weights as safetensors")

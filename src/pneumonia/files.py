@@ -101,15 +101,32 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def check_replaceable(target: Path, marker: str, option: str = "--output") -> None:
+    """Before any work: raises UsageError where `target` holds files and no `marker`, so that it is not ours to replace.
+
+    marker: the file that every folder of this kind has. option: what chose the folder.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target}: is a file; name a folder with {option}")
+    if not (target / marker).is_file() and (others := sorted(entry.name for entry in target.iterdir())):
+        raise UsageError(
+            f"{target}: holds {', '.join(others[:3])} and no {marker}, and would be replaced as a whole; name a new or "
+            f"empty folder with {option}, or an older one with {marker}"
+        )
+
+
 @contextlib.contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory beside `target`; on success it takes `target`'s place, on an error it goes.
 
     On Linux the two change places in one step, so that even a killed writer leaves the old content or the new one;
-    what it was writing is removed by the next writer. A link stays, and what it points to is replaced. Raises
-    StorageError where the place is full, may not be written or is a mount point.
+    what it was writing is removed by the next writer. A link is followed, and stays. Raises StorageError where the
+    place is full, may not be written or cannot be replaced, such as a mount point.
     """
-    target = target.resolve() if target.is_symlink() else target
+    # The folder that a link names changes, not the link: beside the link there may be no room for it.
+    target = Path(os.path.realpath(target))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_remains(target)
@@ -118,30 +135,15 @@ def replace_directory(target: Path) -> Iterator[Path]:
         raise cannot_write(target, error) from error
     try:
         yield building
-        _exchange(building, target)
+        _install(building, target)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise cannot_write(target, error) from error
-        if error.errno == errno.EBUSY:
-            raise StorageError(f"{target}: a mount point cannot be replaced; choose a folder inside it") from error
         raise
     finally:
         # The former content after an exchange, what was being written after an error, nothing after a first write.
         shutil.rmtree(building, ignore_errors=True)
         os.close(handle)
-
-
-def check_replaceable(target: Path, marker: str, what: str) -> None:
-    """A mistyped folder must not cost the user what it holds.
-
-    marker: the file that tells an older `what`. Raises UsageError where `target` holds something else.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
-        raise UsageError(
-            f"{target}: holds something other than {what}, which would be lost; name a new folder, or that of {what}"
-        )
 
 
 @contextlib.contextmanager
@@ -207,6 +209,19 @@ def remove_remains(target: Path) -> None:
                     os.close(handle)
 
 
+def _install(building: Path, target: Path) -> None:
+    """`_exchange`, its errors as StorageError."""
+    try:
+        _exchange(building, target)
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EXDEV):
+            raise StorageError(
+                f"{target}: is a mount point, which cannot be replaced ({error.strerror}); choose a folder inside the "
+                "mount. What was there before is unchanged"
+            ) from error
+        raise cannot_write(target, error) from error
+
+
 def _exchange(building: Path, target: Path) -> None:
     """Put `building` in `target`'s place and `target`, where it exists, in `building`'s."""
     if not target.exists():
@@ -219,6 +234,10 @@ def _exchange(building: Path, target: Path) -> None:
             return
     # No exchange here: for a moment there is neither, and a crash in it leaves the old content under the other name.
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, old / "previous")
+    try:
+        os.replace(target, old / "previous")
+    except OSError:
+        old.rmdir()
+        raise
     os.replace(building, target)
     shutil.rmtree(old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pneumonia.export.parity import compare, require
 from pneumonia.export.to_onnx import export_onnx
 from pneumonia.inference.predictor import open_predictor
 from pneumonia.training.dataset import predict_logits
+from tests.faults.children import pneumoctl
 from tests.phantoms import smoke_config
 
 
@@ -102,13 +104,25 @@ def test_a_graph_that_answers_otherwise_is_refused_and_nothing_is_written(
 
 def test_parts_of_two_runs_are_not_mixed(trained: Bundle, prepared: PreparedData, folder: Path, tmp_path: Path) -> None:
     other = extend_bundle(trained, tmp_path / "bundle", {}, data={**trained.manifest.data, "digest": "f" * 64})
+    evaluation = tmp_path / "evaluation"
+    shutil.copytree(folder / "evaluation", evaluation)
+    metrics = json.loads((evaluation / contract.METRICS_FILE).read_text())
+    (evaluation / contract.METRICS_FILE).write_text(json.dumps({**metrics, "bundle_digest": other.digest}))
     with pytest.raises(DataError, match="not of one data digest"):
+        export_onnx(smoke_config(tmp_path), other.path, evaluation, prepared.path, tmp_path / "models")
+
+
+def test_the_figures_of_another_bundle_of_the_same_data_are_refused(
+    trained: Bundle, prepared: PreparedData, folder: Path, tmp_path: Path
+) -> None:
+    other = extend_bundle(trained, tmp_path / "bundle", {}, threshold=0.77)
+    with pytest.raises(DataError, match=f"not {other.path} .*run `pneumoctl evaluate` for it"):
         export_onnx(smoke_config(tmp_path), other.path, folder / "evaluation", prepared.path, tmp_path / "models")
-    # Another seed of the same data: its figures are not this bundle's.
-    sibling = extend_bundle(trained, tmp_path / "sibling", {}, threshold=0.77)
-    with pytest.raises(DataError, match="of another bundle than"):
-        export_onnx(smoke_config(tmp_path), sibling.path, folder / "evaluation", prepared.path, tmp_path / "models")
     assert not (tmp_path / "models").exists()
+    # The command says so before the gate speaks of figures that are another's.
+    words = ["export", "gate.accuracy=1.0", "--bundle", other.path, "--evaluation", folder / "evaluation"]
+    words += ["--prepared", prepared.path, "--output", tmp_path / "models"]
+    pneumoctl(tmp_path, *words).fails(3, "run `pneumoctl evaluate` for it")
 
 
 def test_a_bundle_without_a_graph_names_the_command_that_makes_one(trained: Bundle) -> None:

@@ -123,9 +123,10 @@ def export(bundle: Bundle, data: PreparedData, folder: Path) -> tuple[Any, Any, 
     from pneumonia.bundle import extend_bundle
     from pneumonia.evaluation.evaluate import evaluate
 
+    other = extend_bundle(bundle, folder / "other", {}, threshold=0.77)
     versions = []
-    for version in (bundle, extend_bundle(bundle, folder / "other", {}, threshold=0.77)):
-        evaluation = folder / f"evaluation-{version.digest[:8]}"
-        evaluate(smoke_config(folder), version.path, data.path, evaluation)
-        versions.append((version.path, evaluation, data.path))
+    for number, path in enumerate((bundle.path, other.path)):
+        evaluation = folder / f"evaluation-{number}"
+        evaluate(smoke_config(folder), path, data.path, evaluation)
+        versions.append((path, evaluation, data.path))
     return export_step, tuple(versions), exported

@@ -15,11 +15,13 @@ from pneumonia.bundle import Bundle
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.data.sources import read_source
 from pneumonia.errors import StorageError
+from pneumonia.evaluation.evaluate import evaluate
+from pneumonia.files import replace_directory
 from pneumonia.release.publish import publish
 from tests.faults.children import begin, pneumoctl
 from tests.faults.rows import BY_NAME, images, named
 from tests.faults.test_bad_servers import wait_until
-from tests.phantoms import smoke_config
+from tests.phantoms import OPEN_GATE, smoke_config
 from tests.xray_folders import noise, prepare_folder
 
 
@@ -87,6 +89,56 @@ def test_no_permission_to_write(tmp_path: Path) -> None:
     pneumoctl(tmp_path, "data", "fetch", *words, restricted=True).fails(row.code, row.words)
     words[2:] = [f"data.prepared_dir={closed}/prepared"]
     pneumoctl(tmp_path, "data", "prepare", *words, restricted=True).fails(row.code, row.words)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "calibrate", "train"])
+def test_an_output_folder_with_other_files(
+    command: str, trained: Bundle, prepared: PreparedData, tmp_path: Path
+) -> None:
+    row = named("`--output` that holds other files")
+    reports = tmp_path / "reports"
+    kept = (reports / "smoke" / "bundle" if command == "train" else reports) / "thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    evaluation = tmp_path / "evaluation"
+    if command == "export":
+        evaluate(smoke_config(tmp_path), trained.path, prepared.path, evaluation)
+    places = {
+        "evaluate": ["--bundle", trained.path, "--prepared", prepared.path, "--output", reports],
+        "export": [*OPEN_GATE, "--bundle", trained.path, "--evaluation", evaluation, "--prepared", prepared.path,
+                   "--output", reports],
+        "calibrate": [trained.path, images(tmp_path / "xrays"), "--output", reports],
+        "train": ["experiment=smoke", "model.name=smoke", f"output_dir={reports}", "--prepared", prepared.path],
+    }  # fmt: skip
+    pneumoctl(tmp_path, command, *places[command], "tracking.uri=null").fails(row.code, row.words)
+    assert kept.read_text() == "years of work"
+    assert [path.name for path in reports.rglob("*") if path.is_file()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["whole", "dangling"])
+def test_a_link_as_target_stays_and_the_folder_it_names_is_replaced(there: bool, tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk" / "models", tmp_path / "models"
+    disk.parent.mkdir()
+    if there:
+        disk.mkdir()
+        (disk / "old").touch()
+    link.symlink_to(disk)
+    with replace_directory(link) as building:
+        (building / "new").touch()
+    assert link.is_symlink()
+    assert [path.name for path in disk.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "models"]
+    assert [path.name for path in disk.parent.iterdir()] == ["models"]
+
+
+@on(200)
+def test_a_mount_point_as_target_is_refused_and_kept(small: Path) -> None:
+    row = named("target that is a mount point")
+    (small / "old").touch()
+    with pytest.raises(StorageError, match=row.words), replace_directory(small) as building:
+        (building / "new").touch()
+    assert [path.name for path in small.iterdir()] == ["old"]
+    assert [path.name for path in small.parent.iterdir()] == ["small"]
 
 
 def test_two_processes_prepare_one_folder(tmp_path: Path) -> None:

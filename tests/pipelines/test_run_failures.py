@@ -83,7 +83,7 @@ def test_paths_with_spaces_and_python3(toy: Path, tmp_path: Path) -> None:
 
 def test_output_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(UsageError, match="something other than a bundle"):
+    with pytest.raises(UsageError, match="and would be replaced as a whole"):
         run_pipeline({}, runs=tmp_path / "runs", output=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years"
     assert not (tmp_path / "runs").exists()

@@ -116,7 +116,7 @@ def calibrate(
     import tempfile
 
     from pneumonia.config.compose import compose
-    from pneumonia.training.calibrate import calibrate as run_calibration
+    from pneumonia.export.calibrate import calibrate as run_calibration
 
     with tempfile.TemporaryDirectory(prefix="pneumonia-calibrate.") as scratch:
         places = [f"data.raw_dir={scratch}/raw", f"data.prepared_dir={scratch}/prepared"]
@@ -149,12 +149,16 @@ def export(
     timing_cache: Path | None = typer.Option(None, help="TensorRT's measurements, to spare the next build them."),
 ) -> None:
     """Check the gate, export ONNX and, with export.int8=true, int8; prove parity and write the final bundle."""
+    from pneumonia.bundle import open_bundle
     from pneumonia.config.compose import compose
     from pneumonia.evaluation.evaluate import gate as run_gate
+    from pneumonia.evaluation.evaluate import read_metrics_of
     from pneumonia.export.to_int8 import export_int8
     from pneumonia.export.to_onnx import export_onnx
 
     config = compose(overrides or [])
+    # Whose figures they are comes before whether they are good enough.
+    read_metrics_of(open_bundle(bundle), evaluation)
     run_gate(config, evaluation)
     data = _prepared(config, prepared)
     final = export_onnx(config, bundle, evaluation, data, output)

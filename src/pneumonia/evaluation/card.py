@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pneumonia.bundle import Manifest
@@ -22,34 +23,11 @@ _NAMES = {
 def model_card(manifest: Manifest, metrics: dict[str, Any]) -> str:
     """Markdown from a bundle's manifest and the metrics of its evaluation."""
 
-    def show(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.4f}"
-
-    rows = [
-        f"| {_NAMES[name]} | {show(item['value'])} | {show(item['low'])} to {show(item['high'])} |"
-        for name, item in metrics["test"].items()
-    ]
     groups = [f"- {name}: {item['images']} images, {item['accuracy']:.4f} answered rightly"
               for name, item in metrics["subgroups"].items()]  # fmt: skip
-    warnings = []
-    if manifest.synthetic:
-        warnings.append("**Synthetic: trained on images that a program drew. It knows nothing of real X-rays.**\n")
-    if manifest.data["patients"] != "named":
-        warnings.append("**Patients are unknown, so images of one patient may be on both sides of the split.**\n")
-    config = manifest.config.get("model", {})
     return "\n".join(
         [
-            f"# {manifest.name}\n",
-            *warnings,
-            "Chest X-ray in, `NORMAL` or `PNEUMONIA` with a calibrated probability out.\n",
-            "## Not a medical device\n",
-            "Not cleared, certified or clinically validated. No diagnosis or treatment may rest on it. The public data",
-            "set it is made for holds X-rays of children of one to five years from one hospital; adults, other devices",
-            "and other hospitals were not tested, and the share of pneumonia there is far above that of a clinic.\n",
-            "## Model\n",
-            f"Architecture {config.get('architecture', '?')}, start from {config.get('checkpoint') or 'scratch'}; "
-            f"temperature {manifest.temperature:.4f}, threshold {manifest.threshold:.4f} for a recall of "
-            f"{manifest.recall_target} on validation.\n",
+            *_head(manifest, "validation"),
             "## Data\n",
             f"Source {manifest.data['source']}, digest {manifest.data['digest']}, split "
             f"{manifest.data['split']['strategy']}; {metrics['images']} test images of {metrics['patients_count']} "
@@ -57,11 +35,63 @@ def model_card(manifest: Manifest, metrics: dict[str, Any]) -> str:
             "## Test\n",
             f"At the served threshold; 95 % intervals bootstrapped over patients; predictive values at a prevalence of "
             f"{metrics['prevalence']}.\n",
-            "| figure | value | 95 % interval |",
-            "|---|---|---|",
-            *rows,
-            "",
+            *_table(metrics["test"]),
             *groups,
             "",
         ]
     )
+
+
+def calibration_card(manifest: Manifest) -> str:
+    """Markdown for a bundle that `pneumoctl calibrate` wrote: no figure of the model's former threshold."""
+    site = manifest.data["calibrated_on"]
+    return "\n".join(
+        [
+            *_head(manifest, "the images of the calibration"),
+            "## Data\n",
+            f"Trained on source {manifest.data['source']}, digest {manifest.data['digest']}. Temperature and threshold "
+            f"fitted on source {site['source']}, digest {site['digest']}; {sum(site['counts']['by_split'].values())} "
+            f"images of {site['counts']['patients']} patients.\n",
+            "## Calibration\n",
+            "At the served threshold, **on the very images that chose it**: they are no test, and other images will be",
+            "answered less well. The figures of the former test do not hold for this threshold. 95 % intervals",
+            "bootstrapped over patients.\n",
+            *_table(manifest.metrics["calibration"]),
+        ]
+    )
+
+
+def _head(manifest: Manifest, chosen_on: str) -> list[str]:
+    """Name, warnings, use and model."""
+    warnings = []
+    if manifest.synthetic:
+        warnings.append("**Synthetic: trained on images that a program drew. It knows nothing of real X-rays.**\n")
+    if manifest.data["patients"] != "named":
+        warnings.append("**Patients are unknown, so images of one patient may be on both sides of the split.**\n")
+    config = manifest.config.get("model", {})
+    return [
+        f"# {manifest.name}\n",
+        *warnings,
+        "Chest X-ray in, `NORMAL` or `PNEUMONIA` with a calibrated probability out.\n",
+        "## Not a medical device\n",
+        "Not cleared, certified or clinically validated. No diagnosis or treatment may rest on it. The public data",
+        "set it is made for holds X-rays of children of one to five years from one hospital; adults, other devices",
+        "and other hospitals were not tested, and the share of pneumonia there is far above that of a clinic.\n",
+        "## Model\n",
+        f"Architecture {config.get('architecture', '?')}, start from {config.get('checkpoint') or 'scratch'}; "
+        f"temperature {manifest.temperature:.4f}, threshold {manifest.threshold:.4f} for a recall of "
+        f"{manifest.recall_target} on {chosen_on}.\n",
+    ]
+
+
+def _table(figures: Mapping[str, Any]) -> list[str]:
+    """Figures with their intervals."""
+
+    def show(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.4f}"
+
+    rows = [
+        f"| {_NAMES[name]} | {show(item['value'])} | {show(item['low'])} to {show(item['high'])} |"
+        for name, item in figures.items()
+    ]
+    return ["| figure | value | 95 % interval |", "|---|---|---|", *rows, ""]

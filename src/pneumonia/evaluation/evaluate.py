@@ -31,10 +31,10 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
     """Score the test split once; write metrics, predictions, report and model card into `out`; return the metrics.
 
     Temperature and threshold are the bundle's. Raises DataError where the bundle was trained on another data set than
-    `prepared`, because its test images could then have been training images, UsageError where `out` holds something
+    `prepared`, because its test images could then have been training images; UsageError where `out` holds something
     other than an evaluation.
     """
-    check_replaceable(out, contract.METRICS_FILE, "an evaluation")
+    check_replaceable(out, contract.METRICS_FILE)
     opened, data = open_bundle(bundle), load_prepared(prepared)
     if opened.manifest.data["digest"] != data.manifest["digest"]:
         raise DataError(
@@ -98,6 +98,7 @@ def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, prob
         "model": manifest.name,
         "bundle_digest": bundle.digest,
         "synthetic": manifest.synthetic,
+        "source": manifest.data["source"],
         "patients": manifest.data["patients"],
         "split": manifest.data["split"],
         "data_digest": manifest.data["digest"],
@@ -167,13 +168,23 @@ def _predictions_csv(data: PreparedData, rows: Any, logits: Any, probability: An
     writer = csv.writer(text, lineterminator="\n")
     # Patients as numbers that mean nothing outside: enough to draw them together, not to know them.
     _, codes = np.unique(data.patients, return_inverse=True)
-    writer.writerow(["row", "path", "patient", "label", "logit_normal", "logit_pneumonia", "probability", "prediction",
-                     "sha256"])  # fmt: skip
+    names = [
+        "row",
+        "path",
+        "sha256",
+        "patient",
+        "label",
+        "logit_normal",
+        "logit_pneumonia",
+        "probability",
+        "prediction",
+    ]
+    writer.writerow(names)
     answers = decide(probability, bundle.manifest.threshold)
     for row, pair, p, answer in zip(rows.tolist(), logits.tolist(), probability.tolist(), answers, strict=True):
         label = contract.LABELS[data.labels[row]]
-        writer.writerow([row, data.index["path"][row], codes[row], label, *pair, f"{p:.6f}", contract.LABELS[answer],
-                         data.index["sha256"][row]])  # fmt: skip
+        image = (row, data.index["path"][row], data.index["sha256"][row], codes[row], label)
+        writer.writerow([*image, *pair, f"{p:.6f}", contract.LABELS[answer]])
     return text.getvalue()
 
 
@@ -185,6 +196,18 @@ def read_metrics(evaluation: Path) -> dict[str, Any]:
         raise DataError(
             f"{evaluation}: no readable {contract.METRICS_FILE} ({error}); run `pneumoctl evaluate`"
         ) from error
+
+
+def read_metrics_of(bundle: Bundle, evaluation: Path) -> dict[str, Any]:
+    """`read_metrics`, and that they are the figures of this very bundle. Raises DataError where they are another's."""
+    metrics = read_metrics(evaluation)
+    theirs = metrics.get("bundle_digest")
+    if theirs != bundle.digest:
+        raise DataError(
+            f"{evaluation}: evaluates the bundle {str(theirs)[:12] if theirs else 'of an unknown digest'}, not "
+            f"{bundle.path} ({bundle.digest[:12]}); give its own with --evaluation, or run `pneumoctl evaluate` for it"
+        )
+    return metrics
 
 
 def gate(config: Config, evaluation: Path) -> dict[str, Any]:
@@ -220,36 +243,37 @@ def _against(config: Config, evaluation: Path, metrics: dict[str, Any], champion
             f"gate.champion={champion}: evaluated on data {theirs['data_digest'][:12]}..., this model on "
             f"{metrics['data_digest'][:12]}...; evaluate the champion on the same prepared data set first"
         )
-    keys, labels, patients, ours = _read_predictions(evaluation)
-    # The data digest says nothing of the order: the same images may lie in other folders.
-    their_keys, their_labels, _, probability = _read_predictions(champion)
-    place = {key: position for position, key in enumerate(their_keys)}
-    order = [place.get(key, -1) for key in keys]
-    if set(place) != set(keys) or not np.array_equal(their_labels[order], labels):
+    ours, other = _read_predictions(evaluation), _read_predictions(champion)
+    # By image, never by row: the data digest allows another order, which moved or renamed files bring.
+    if {key: row[0] for key, row in ours.items()} != {key: row[0] for key, row in other.items()}:
         raise DataError(
-            f"gate.champion={champion}: scored on other test images or labels than {evaluation}; evaluate the champion "
-            "on the same prepared data set first"
+            f"gate.champion={champion}: its {contract.PREDICTIONS_FILE} has other images or labels than that of "
+            f"{evaluation}; evaluate both again on the same prepared data set"
         )
+    labels, patients, probability = map(np.array, zip(*ours.values(), strict=True))
     return paired_difference(
         labels,
-        (ours, metrics["threshold"]),
-        (probability[order], theirs["threshold"]),
+        (probability, metrics["threshold"]),
+        (np.array([other[key][2] for key in ours]), theirs["threshold"]),
         patients,
         config.evaluation.bootstrap_samples,
         config.evaluation.seed,
     )
 
 
-def _read_predictions(evaluation: Path) -> tuple[list[str], Any, Any, Any]:
-    """SHA-256 of each image, labels (N,), patients (N,), probability (N,) of an evaluation."""
+def _read_predictions(evaluation: Path) -> dict[str, tuple[int, str, float]]:
+    """Label, patient and probability by the image's SHA-256. Raises DataError where the file cannot be read so."""
     try:
         with (evaluation / contract.PREDICTIONS_FILE).open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        return (
-            [row["sha256"] for row in rows],
-            np.array([contract.LABELS.index(row["label"]) for row in rows], np.int64),
-            np.array([row["patient"] for row in rows]),
-            np.array([float(row["probability"]) for row in rows]),
-        )
+        if rows and "sha256" not in rows[0]:
+            raise DataError(
+                f"{evaluation / contract.PREDICTIONS_FILE}: has no column sha256, an older release wrote it; "
+                "evaluate that bundle again with this one"
+            )
+        return {
+            row["sha256"]: (contract.LABELS.index(row["label"]), row["patient"], float(row["probability"]))
+            for row in rows
+        }
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{evaluation}: no readable {contract.PREDICTIONS_FILE} ({error!r}); evaluate again") from error

@@ -30,26 +30,32 @@ both sides of the split, so these figures can be too good.</p>{% endif %}
 {% if m.split.straddling_patients %}<p class="notice"><strong>{{ m.split.straddling_patients }} patients have images in
 more than one part of this split</strong> (split.strategy={{ m.split.strategy }}), so these figures are too good.</p>
 {% endif %}{% if m.split.note %}<p class="notice">{{ m.split.note }}</p>{% endif %}
-<p class="notice">Not a medical device. Trained on X-rays of children from one hospital; not tested elsewhere.</p>
+<p class="notice">Not a medical device. {{ origin }}</p>
 <p>{{ m.images }} test images of {{ m.patients_count }} patients
 ({{ m.images_by_label.NORMAL }} NORMAL, {{ m.images_by_label.PNEUMONIA }} PNEUMONIA), split: {{ m.split.strategy }}.
 Predictive values (ppv, npv) are for a prevalence of {{ m.prevalence }}.
 The threshold {{ "%.4f" | format(m.threshold) }} was chosen on validation for a recall of {{ m.recall_target }}, the
 temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstrapped over patients.</p>
-<table><tr><th>test</th><th>at the served threshold</th><th>95 % interval</th><th>at 0.5</th></tr>
+<table><tr><th>test</th><th>at the served threshold</th><th>95 % interval</th><th>at 0.5</th><th>95 % interval</th></tr>
 {% for name, item in m.test.items() %}<tr><td>{{ name }}</td><td>{{ show(item.value) }}</td>
-<td>{{ show(item.low) }} to {{ show(item.high) }}</td><td>{{ show(m.test_at_half[name].value) }}</td></tr>
+<td>{{ show(item.low) }} to {{ show(item.high) }}</td>
+{% set half = m.test_at_half[name] %}<td>{{ show(half.value) }}</td>
+<td>{{ show(half.low) }} to {{ show(half.high) }}</td></tr>
 {% endfor %}</table>
 <table><tr><th></th><th>answered NORMAL</th><th>answered PNEUMONIA</th></tr>
 {% for row in m.confusion %}<tr><td>is {{ labels[loop.index0] }}</td><td>{{ row[0] }}</td><td>{{ row[1] }}</td></tr>
 {% endfor %}</table>
 {% if m.subgroups %}<table><tr><th>subgroup (from file names)</th><th>images</th><th>patients</th>
-<th>answered rightly</th><th>95 % interval</th><th>AUROC</th><th>95 % interval</th></tr>
+<th>answered rightly</th><th>95 % interval</th>
+{% for name in columns %}<th>{{ name }}</th><th>95 % interval</th>{% endfor %}</tr>
 {% for name, item in m.subgroups.items() %}{% set right = item.test[right_of[item.against]] %}<tr><td>{{ name }}</td>
 <td>{{ item.images }}</td><td>{{ item.patients }}</td><td>{{ show(item.accuracy) }}</td>
-<td>{{ show(right.low) }} to {{ show(right.high) }}</td><td>{{ show(item.test.auroc.value) }}</td>
-<td>{{ show(item.test.auroc.low) }} to {{ show(item.test.auroc.high) }}</td></tr>
-{% endfor %}</table><p>AUROC of a subgroup of one class is against every test image of the other class.</p>{% endif %}
+<td>{{ show(right.low) }} to {{ show(right.high) }}</td>
+{% for name in columns %}{% set figure = item.test[columns[name]] %}<td>{{ show(figure.value) }}</td>
+<td>{{ show(figure.low) }} to {{ show(figure.high) }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+<p>Recall, specificity and AUROC of a subgroup of one class are set against every test image of the
+other class.</p>{% endif %}
 {% for name, png in plots.items() %}<img alt="{{ name }}" style="width: 49%" src="data:image/png;base64,{{ png }}">
 {% endfor %}
 {% if worst %}<h2>The worst mistakes</h2><p>Wrong answers, the surest first.</p>
@@ -62,6 +68,14 @@ P(PNEUMONIA) {{ "%.3f" | format(item.probability) }}</figcaption></figure>{% end
 
 _RIGHT_OF = {"NORMAL": "recall", "PNEUMONIA": "specificity", "itself": "accuracy"}
 """What "answered rightly" is called in a subgroup, by what the subgroup is set against."""
+
+_ORIGIN = {
+    "phantom": "Trained and tested on drawn images alone.",
+    "folder": "Trained and tested on images of one folder that its user labelled; not tested on any other.",
+}
+"""What the images were, by data source."""
+_PUBLIC = "Trained on X-rays of children from one hospital; not tested elsewhere."
+_SUBGROUP_COLUMNS = {"recall": "recall", "specificity": "specificity", "AUROC": "auroc"}
 
 
 def write_report(path: Path, metrics: dict[str, Any], plots: dict[str, bytes], worst: list[dict[str, Any]]) -> None:
@@ -77,9 +91,8 @@ def write_report(path: Path, metrics: dict[str, Any], plots: dict[str, bytes], w
     page = Environment(autoescape=True).from_string(_PAGE)
     pictures = {name.replace("_", " "): base64.b64encode(png).decode() for name, png in plots.items()}
     shown = [{**item, "jpeg": _thumbnail(item["pixels"])} for item in worst]
-    write_text(
-        path, page.render(m=metrics, labels=contract.LABELS, right_of=_RIGHT_OF, plots=pictures, show=show, worst=shown)
-    )
+    words = {"origin": _ORIGIN.get(metrics["source"], _PUBLIC), "columns": _SUBGROUP_COLUMNS, "right_of": _RIGHT_OF}
+    write_text(path, page.render(m=metrics, labels=contract.LABELS, plots=pictures, show=show, worst=shown, **words))
 
 
 def _thumbnail(pixels: Any) -> str:

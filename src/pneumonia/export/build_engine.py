@@ -19,7 +19,7 @@ from pneumonia.data.prepared import load_prepared
 from pneumonia.errors import BundleError, DataError
 from pneumonia.export.forms import FORMS, Logits
 from pneumonia.export.parity import Parity, compare, require
-from pneumonia.files import write_bytes
+from pneumonia.files import check_replaceable, write_bytes
 
 PARITY_IMAGES = 200
 USUAL_BATCH = 8
@@ -39,6 +39,7 @@ def build_engine(config: Config, bundle: Path, prepared: Path, out: Path, timing
     """
     from pneumonia.inference.trt_engine import load_libraries, machine
 
+    check_replaceable(out, contract.BUNDLE_MANIFEST)
     tensorrt, torch = load_libraries("building an engine")
     opened = open_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="tensorrt.") as temporary:

@@ -21,6 +21,7 @@ from pneumonia.data.prepare import load_prepared
 from pneumonia.errors import DataError, ParityRefused
 from pneumonia.export.parity import compare, require
 from pneumonia.export.to_onnx import onnx_logits, write_graph
+from pneumonia.files import check_replaceable
 
 PARITY_IMAGES = 400
 MIN_AGREEMENT = 0.995
@@ -39,6 +40,7 @@ def export_int8(config: Config, bundle: Path, prepared: Path, out: Path) -> Bund
     ParityRefused, writing nothing, where labels or AUROC on test images move by more than allowed, DataError where
     `prepared` is another data set than the bundle was trained on.
     """
+    check_replaceable(out, contract.BUNDLE_MANIFEST)
     opened, data = open_bundle(bundle), load_prepared(prepared)
     if not config.export.int8:
         return extend_bundle(opened, out, {})

@@ -20,7 +20,7 @@ from pneumonia.config.schema import Config
 from pneumonia.core.preprocess import Preprocessing, normalize
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, ParityRefused
-from pneumonia.evaluation.evaluate import read_metrics
+from pneumonia.evaluation.evaluate import read_metrics_of
 from pneumonia.export.parity import compare, require
 from pneumonia.files import check_replaceable, write_json
 
@@ -32,18 +32,13 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
 
     The graph takes pixel_values float32 (B, 3, 224, 224) and gives logits float32 (B, 2), B from 1 up. Raises
     ParityRefused, writing nothing, where ONNX Runtime and PyTorch disagree on test images, and DataError where the
-    evaluation belongs to other data or another bundle, UsageError where `out` holds
-    something other than a bundle.
+    evaluation belongs to another bundle or to other data.
     """
-    check_replaceable(out, contract.BUNDLE_MANIFEST, "a bundle")
-    opened, data, metrics = open_bundle(bundle), load_prepared(prepared), read_metrics(evaluation)
+    check_replaceable(out, contract.BUNDLE_MANIFEST)
+    opened, data = open_bundle(bundle), load_prepared(prepared)
+    metrics = read_metrics_of(opened, evaluation)
     if not opened.manifest.data["digest"] == data.manifest["digest"] == metrics["data_digest"]:
         raise DataError(f"{bundle}, {prepared} and {evaluation} are not of one data digest; use those of one run")
-    if metrics.get("bundle_digest") != opened.digest:
-        raise DataError(
-            f"{evaluation}: of another bundle than {bundle} (model id {opened.model_id}); run `pneumoctl evaluate` on "
-            "the bundle that is to be exported"
-        )
     from pneumonia.architecture import load_model
     from pneumonia.training.dataset import predict_logits
     from pneumonia.training.tracking import track_again

@@ -104,7 +104,7 @@ def run_pipeline(
         raise DependencyMissing("kfp is not installed; pip install 'pneumonia[train,pipelines,serve]'")
     if engine == "docker":
         require_docker(step_image())
-    check_replaceable(output, contract.BUNDLE_MANIFEST, "a bundle")
+    check_replaceable(output, contract.BUNDLE_MANIFEST)
     compiled = pipeline or compiled_pipeline()
     folder = _new_run(runs)
     progress, code = run_graph(compiled, arguments, folder, engine, runs / CACHE_DIR if cache else None)
@@ -160,7 +160,7 @@ def artifact(run: Path, task: str, name: str) -> Path:
 
 def install_bundle(source: Path, target: Path) -> Bundle:
     """Copy the bundle at `source` to `target`, whole or not at all; returns it opened and verified."""
-    check_replaceable(target, contract.BUNDLE_MANIFEST, "a bundle")
+    check_replaceable(target, contract.BUNDLE_MANIFEST)
     bundle = open_bundle(source)
     with replace_directory(target) as building:
         for name in (contract.BUNDLE_MANIFEST, *bundle.manifest.files):

@@ -241,7 +241,7 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     is missing, ConfigError where that to resume from is of another run, StorageError where the disk is full, UsageError
     where `out` holds something other than a bundle.
     """
-    check_replaceable(out, contract.BUNDLE_MANIFEST, "a bundle")
+    check_replaceable(out, contract.BUNDLE_MANIFEST, "output_dir=")
     data = load_prepared(prepared)
     require_checkpoint(config.model)
     folder = out.parent / CHECKPOINTS
