@@ -117,7 +117,7 @@ def test_every_object_that_a_rollout_makes_keeps_kserves_schema(world: World) ->
     crd = yaml.load(file.read_text("utf-8"), yaml.CSafeLoader)
     schema = next(v for v in crd["spec"]["versions"] if v["name"] == "v1beta1")["schema"]["openAPIV3Schema"]
     validator = jsonschema.Draft202012Validator(schema)
-    made, cluster = [], world.cluster(replicas=2)
+    made, cluster = [], world.cluster(replicas=3)
     request = cluster.request
 
     def watch(method: str, path: str, *rest: Any, **named: Any) -> dict[str, Any]:
