@@ -7,11 +7,8 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from pneumonia.inference.predictor import open_predictor
 from tests.bundles import serving
 from tests.faults.children import begin, pneumoctl
 from tests.faults.rows import SERVERS, Row, jpeg, named
+from tests.stub_servers import grpc_stub, http_stub
 
 
 def answer(**changes: list[Any]) -> bytes:
@@ -56,59 +54,19 @@ GARBAGE = {
 
 
 @contextlib.contextmanager
-def web(body: bytes, promised: int) -> Iterator[str]:
-    """host:port of an HTTP server that says it sends `promised` bytes, sends `body` and hangs up."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(promised))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-@contextlib.contextmanager
-def garbage_grpc() -> Iterator[str]:
-    """host:port of a gRPC server whose every answer is no message of the protocol."""
-    import grpc
-
-    class Anything(grpc.GenericRpcHandler):  # type: ignore[misc]
-        def service(self, details: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(lambda request, context: b"\xff\xff garbage")
-
-    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[Anything()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait()
-
-
-@contextlib.contextmanager
 def brought(row: Row) -> Iterator[tuple[str, str]]:
     """Address and protocol of the server of a row."""
     if row.name == "down":
         yield f"127.0.0.1:{free_ports(1)[0]}", "http"
     elif row.name == "speaking something else than gRPC":
-        with web(b"", 0) as address:
+        with http_stub(lambda request: (200, b"")) as address:
             yield address, "grpc"
     elif row.name == "answering gRPC with garbage":
-        with garbage_grpc() as address:
+        with grpc_stub(lambda request, context: b"\xff\xff garbage") as address:
             yield address, "grpc"
     else:
         body = GARBAGE[row.name]
-        with web(body, len(body) + (100 if "early" in row.name else 0)) as address:
+        with http_stub(lambda request: (200, body), more=100 if "early" in row.name else 0) as address:
             yield address, "http"
 
 
@@ -137,7 +95,7 @@ def test_a_bad_server_on_the_command_line(row: Row, tmp_path: Path) -> None:
 def test_a_sound_answer_of_the_same_server_is_taken() -> None:
     """So that the rows above are refused for what they say they are."""
     body = answer()
-    with web(body, len(body)) as address:
+    with http_stub(lambda request: (200, body)) as address:
         (given,) = open_predictor("triton", url=address).predict([jpeg()])
     assert (given.label, given.confidence, given.model_id) == ("NORMAL", pytest.approx(0.9), "m@1")
 

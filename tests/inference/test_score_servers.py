@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from pneumonia.inference.predictor import open_predictor
 from pneumonia.inference.score import Scored, from_server, score
 from tests.bundles import xray
 from tests.faults.test_bad_servers import answer
+from tests.stub_servers import grpc_stub, http_stub
 
 both = pytest.mark.parametrize("protocol", contract.PROTOCOLS)
 Status = Callable[[bytes], int]
@@ -33,25 +31,12 @@ Status = Callable[[bytes], int]
 def http_server(status: Status) -> Iterator[str]:
     """host:port of a server that answers every image with NORMAL, over HTTP."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            code = status(self.rfile.read(int(self.headers["Content-Length"])))
-            body = answer() if code == 200 else b'{"error": "such is the stub"}'
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def respond(request: bytes) -> tuple[int, bytes]:
+        code = status(request)
+        return code, answer() if code == 200 else b'{"error": "such is the stub"}'
 
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with http_stub(respond) as address:
+        yield address
 
 
 @contextlib.contextmanager
@@ -73,15 +58,8 @@ def grpc_server(status: Status) -> Iterator[str]:
             context.abort(codes[code], "such is the stub")
         return bytes(sound.SerializeToString())
 
-    class Anything(grpc.GenericRpcHandler):  # type: ignore[misc]
-        def service(self, details: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(infer)
-
-    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Anything()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait()
+    with grpc_stub(infer) as address:
+        yield address
 
 
 SERVERS = {"http": http_server, "grpc": grpc_server}

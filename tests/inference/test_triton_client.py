@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from pneumonia.errors import ImageError, ServerUnavailable, UsageError
 from pneumonia.inference.predictor import open_predictor
 from pneumonia.triton.server import TritonServer
 from tests.bundles import HAS_SERVER, xray
+from tests.stub_servers import http_stub
 
 both = pytest.mark.parametrize("protocol", contract.PROTOCOLS)
 
@@ -32,25 +31,8 @@ def silent() -> Iterator[str]:
 @pytest.fixture
 def refusing(request: pytest.FixtureRequest) -> Iterator[str]:
     """host:port of an HTTP server that answers every request with the status and text of the parameter."""
-    status, text = request.param
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with http_stub(lambda body: request.param) as address:
+        yield address
 
 
 @both

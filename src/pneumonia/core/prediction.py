@@ -48,12 +48,13 @@ def predictions(
     Raises NoAnswer, naming the first image whose logits are not finite: NaN is below every threshold, and infinity
     would be certain.
     """
-    for position, row in enumerate(logits):
-        if not np.isfinite(row).all():
-            raise NoAnswer(
-                f"image {position}: the {contract.NOT_FINITE} ({', '.join(map(str, row))}), so there is no answer, "
-                "such as where float16 overflows; ask another form of the model, and have this one checked"
-            )
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        bad = int(finite.argmin())
+        raise NoAnswer(
+            f"image {bad}: the {contract.NOT_FINITE} ({', '.join(map(str, logits[bad]))}), so there is no answer, "
+            "such as where float16 overflows; ask another form of the model, and have this one checked"
+        )
     probability = pneumonia_probability(logits, temperature)
     return [
         Prediction(

@@ -78,6 +78,8 @@ class PneumoniaTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # Trainer's own rotation goes by file times, and a clock that is set back makes the newest the oldest.
         super()._save_checkpoint(*args, **kwargs)
+        if not is_main():  # Processes of one run share the folder, and one of them is enough to clear it.
+            return
         best = Path(self.state.best_model_checkpoint or "").name
         for folder in Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if folder.name not in (f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", best):
