@@ -22,7 +22,7 @@ from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import ServerUnavailable
 from pneumonia.evaluation.evaluate import evaluate
 from pneumonia.export.to_onnx import export_onnx
-from pneumonia.training.averaging import AVERAGE_FILE, WeightAverage
+from pneumonia.training.averaging import AVERAGE_FILE, EVERY, WeightAverage
 from pneumonia.training.dataset import predict_logits
 from pneumonia.training.tracking import NoTracker
 from pneumonia.training.train import make_trainer, run, train
@@ -134,13 +134,19 @@ def test_an_average_without_memory_is_the_model_and_one_with_memory_lags() -> No
     start = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1.0)
-    exact.update(model, 1)
-    slow.update(model, 1)
+    exact.update(1)
+    slow.update(1)
     assert torch.allclose(exact.values["weight"], model.weight)
     # (1 + 1) / (10 + 1) of the past stays after the first step.
     assert torch.allclose(slow.values["weight"], start + 9 / 11)
+    slow.update(2 * EVERY - 1)
+    assert torch.allclose(slow.values["weight"], start + 9 / 11)
+    slow.update(2 * EVERY)
+    # And (1 + 8) / (10 + 8) of it after each of the steps 5 to 8, which are taken in as one.
+    averaged = start + 1 - 2 / 11 * (9 / 18) ** 4
+    assert torch.allclose(slow.values["weight"], averaged)
     with slow.swapped_in(model):
-        assert torch.allclose(model.weight, start + 9 / 11)
+        assert torch.allclose(model.weight, averaged)
     assert torch.allclose(model.weight, start + 1)
 
 

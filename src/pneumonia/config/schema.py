@@ -225,7 +225,7 @@ class TrainingConfig:
     label_smoothing_factor: float = 0.0
     """Probability taken from the right class and spread over all."""
     max_grad_norm: float = 1.0
-    """Gradients longer than this are shortened to it."""
+    """Gradients longer than this are shortened to it; 0: as they come."""
     max_steps: int = -1
     """Stops after this many optimiser steps; -1 leaves it to num_train_epochs."""
     oversample: bool = True

@@ -75,15 +75,14 @@ def pixels(data: bytes, spec: Preprocessing, name: str = "image") -> npt.NDArray
 
 def normalize(gray: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[np.float32]:
     """uint8 (B, size, size) -> float32 (B, 3, size, size): the grey channel three times, each with its mean and std."""
-    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
     batch = np.empty((len(gray), 3, *gray.shape[1:]), np.float32)
     # An image at a time, so that all of it stays in the cache: half the time of tables of 256 values.
     for image, planes in zip(gray, batch, strict=True):
         levels = image.astype(np.float32)
         levels /= np.float32(255)
-        for plane, channel_mean, channel_std in zip(planes, mean, std, strict=True):
-            np.subtract(levels, channel_mean, out=plane)
-            plane /= channel_std
+        np.subtract(levels, mean, out=planes)
+        planes /= std
     return batch
 
 

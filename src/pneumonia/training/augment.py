@@ -8,23 +8,23 @@ from torch.nn import functional
 from pneumonia.config.schema import AugmentConfig
 
 
-def _uniform(count: int, half_width: float, generator: torch.Generator) -> torch.Tensor:
-    return (torch.rand(count, generator=generator) * 2 - 1) * half_width
+def _uniform(count: int, half_widths: tuple[float, ...], generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """For each of `half_widths` a tensor of `count` values up to that far from 0; one draw costs as much as all."""
+    draws = torch.rand(len(half_widths), count, generator=generator) * 2 - 1
+    return (draws * torch.tensor(half_widths)[:, None]).unbind()
 
 
 def _affine(count: int, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
     """Random inverse affine maps in grid_sample's -1..1 coordinates, (count, 2, 3)."""
-    angle = torch.deg2rad(_uniform(count, config.rotate_degrees, generator))
-    zoom = 1 + _uniform(count, config.scale, generator)
-    aspect = 1 + _uniform(count, config.scale / 2, generator)
-    flip = torch.where(torch.rand(count, generator=generator) < config.flip_probability, -1.0, 1.0)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    matrix = torch.empty(count, 2, 3)
-    matrix[:, 0, 0], matrix[:, 0, 1] = flip * cos * zoom * aspect, -sin * zoom * aspect
-    matrix[:, 1, 0], matrix[:, 1, 1] = flip * sin * zoom / aspect, cos * zoom / aspect
     # A shift of a share of a side is twice that share in coordinates from -1 to 1.
-    matrix[:, :, 2] = torch.stack([_uniform(count, 2 * config.translate, generator) for _ in range(2)], dim=1)
-    return matrix
+    half_widths = config.rotate_degrees, config.scale, config.scale / 2, 2 * config.translate, 2 * config.translate
+    degrees, zoom, aspect, across, down = _uniform(count, half_widths, generator)
+    flip = torch.where(torch.rand(count, generator=generator) < config.flip_probability, -1.0, 1.0)
+    angle = torch.deg2rad(degrees)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    wide, tall = (1 + zoom) * (1 + aspect), (1 + zoom) / (1 + aspect)
+    rows = flip * cos * wide, -sin * wide, across, flip * sin * tall, cos * tall, down
+    return torch.stack(rows, dim=1).view(count, 2, 3)
 
 
 def _grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -38,6 +38,15 @@ def _grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return (across + down).permute(0, 2, 3, 1)
 
 
+def _exposed(gray: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W) -> float32 0..1 (B, H, W), each image with its own gamma, (B,).
+
+    An image has 256 levels at most, which is far fewer powers to compute than it has pixels.
+    """
+    levels = (torch.arange(256) / 255) ** gamma[:, None]  # (B, 256)
+    return levels.gather(1, gray.flatten(1).long()).view(gray.shape)
+
+
 def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
     """uint8 (B, H, W) -> uint8 (B, H, W), each image with its own flip, affine map and exposure.
 
@@ -45,23 +54,19 @@ def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generato
     brings in from outside is black, as collimated borders of radiographs are.
     """
     count = len(gray)
-    images = gray[:, None].float() / 255  # (B, 1, H, W)
+    gamma, contrast, brightness = _uniform(count, (config.gamma, config.contrast, config.brightness), generator)
+    images = _exposed(gray, torch.exp(gamma))[:, None]  # (B, 1, H, W)
     grid = _grid(_affine(count, config, generator), *images.shape[2:])
     images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-    def each(half_width: float) -> torch.Tensor:
-        return _uniform(count, half_width, generator)[:, None, None, None]
-
-    if config.gamma:
-        images = images.clamp_(min=1e-4) ** torch.exp(each(config.gamma))
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = (images - mean) * (1 + each(config.contrast)) + mean * (1 + each(config.brightness))
+    contrast, brightness = (1 + change[:, None, None, None] for change in (contrast, brightness))
+    images.sub_(mean).mul_(contrast).add_(mean * brightness)
     if config.noise:
         scale = torch.rand(count, 1, 1, 1, generator=generator) * config.noise
-        images = images + torch.randn(images.shape, generator=generator) * scale
+        images.add_(torch.randn(images.shape, generator=generator) * scale)
     if config.erase_probability:
         images = _erase(images, config.erase_probability, generator)
-    return (images.clamp(0, 1)[:, 0] * 255).round().to(torch.uint8)
+    return images.clamp_(0, 1)[:, 0].mul_(255).round_().to(torch.uint8)
 
 
 def _erase(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:

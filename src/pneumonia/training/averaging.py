@@ -10,25 +10,32 @@ import torch
 from safetensors.torch import load_file, save_file
 
 AVERAGE_FILE = "averaged.safetensors"
+EVERY = 4
+"""Optimiser steps between two that are taken in. All of them would cost a small model 3 % of its throughput."""
 
 
 class WeightAverage:
     """Exponential moving average of all floating-point weights and batch statistics of a model.
 
-    decay: weight of the past, 0 <= decay < 1; 0 follows the model exactly. The first steps use a smaller decay,
-    (1 + n) / (10 + n), so that the random initialisation is forgotten (as in Szegedy et al. 2015, arXiv:1512.00567).
+    decay: weight of the past after one step, 0 <= decay < 1; 0 follows the model exactly. The first steps use a smaller
+    decay, (1 + n) / (10 + n), so that the random initialisation is forgotten (as in Szegedy et al. 2015,
+    arXiv:1512.00567). After the first EVERY steps, the weights of each EVERY-th one stand for those since the last.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in _floating(model).items()}
+        # Collected once: walking through all modules at every step takes as long as a third of the update itself.
+        self._followed = _floating(model)
+        self.values = {name: value.clone() for name, value in self._followed.items()}
 
     @torch.no_grad()
-    def update(self, model: torch.nn.Module, step: int) -> None:
-        """Take in the weights after optimiser step `step`, counted from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        current = _floating(model)
-        torch._foreach_lerp_([self.values[name] for name in current], list(current.values()), 1 - decay)
+    def update(self, step: int) -> None:
+        """Take in the model's weights after optimiser step `step`, counted from 1, where it is one of those taken."""
+        span = 1 if step <= EVERY or not self.decay else EVERY
+        if step % span:
+            return
+        decay = min(self.decay, (1 + step) / (10 + step)) ** span
+        torch._foreach_lerp_(list(self.values.values()), list(self._followed.values()), 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: torch.nn.Module) -> None:
@@ -60,4 +67,5 @@ class WeightAverage:
 
 
 def _floating(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Its floating-point weights and statistics: the memory that they lie in, not copies."""
     return {name: value for name, value in model.state_dict().items() if value.dtype.is_floating_point}

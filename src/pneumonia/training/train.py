@@ -66,6 +66,10 @@ class PneumoniaTrainer(Trainer):  # type: ignore[misc]
         """0: Trainer would walk through all modules every step for a figure that nobody reads."""
         return 0
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # Trainer would walk through all gradients for their length although it is not to shorten them.
+        return grad_norm
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Trainer saves under the hub's key names but loads under the model's own, which leaves layers at their random
         # initialisation after a resume or a best-checkpoint load. Saving under the model's own names mends both.
@@ -105,8 +109,8 @@ class _Averaging(TrainerCallback):  # type: ignore[misc]
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.average.update(model, state.global_step)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.average.update(state.global_step)
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
