@@ -13,13 +13,14 @@ from urllib.parse import parse_qs, urlsplit
 
 
 class FakeKubeflow:
-    """Keeps what it was sent. runs: by id. logs: by pod."""
+    """Keeps what it was sent. runs: by id. logs: by pod. logs_at: the path they are at, with {run} and {pod}."""
 
     def __init__(self) -> None:
         self.experiments: list[dict[str, Any]] = []
         self.runs: dict[str, dict[str, Any]] = {}
         self.schedules: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, str] = {}
+        self.logs_at = "/k8s/pod/logs"
         self.url = ""
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
@@ -35,8 +36,10 @@ class FakeKubeflow:
         if found := re.fullmatch(r"/apis/v2beta1/runs/([^/]+)", path):
             run = self.runs.get(found[1])
             return (200, run) if run else (404, {"message": f"Run {found[1]} not found", "code": 5})
-        if found := re.fullmatch(r"/apis/v1alpha1/runs/[^/]+/nodes/([^/]+)/log", path):
-            return (200, self.logs[found[1]]) if found[1] in self.logs else (404, {"message": "log is gone"})
+        for run, pod in ((run, pod) for run in self.runs for pod in self.logs):
+            asked = {"podname": [pod], "runid": [run], "podnamespace": ["kubeflow"]}
+            if path == self.logs_at.format(run=run, pod=pod) and ("{pod}" in self.logs_at or query == asked):
+                return 200, self.logs[pod]
         return 404, {"message": f"no path {method} {path}"}
 
     def _experiments(self, method: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:

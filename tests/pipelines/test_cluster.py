@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pneumonia import __version__
+from pneumonia.pipelines.cluster import Kubeflow
 from pneumonia.pipelines.run import compiled_pipeline
 from tests.pipelines.kubeflow import FakeKubeflow, serve
 
@@ -106,6 +107,21 @@ def test_status_and_logs_of_a_failed_run(kubeflow: FakeKubeflow) -> None:
     ]
     assert pneumoctl("logs", run_id, host=kubeflow.url).stdout == "error: the gate refused this model\n"
     assert pneumoctl("logs", run_id, "fetch", host=kubeflow.url).stdout == "fetch: done\n"
+
+
+@pytest.mark.parametrize("version", ["v2beta1", "v1alpha1"])
+def test_logs_come_from_the_api_server_where_no_ui_answers(kubeflow: FakeKubeflow, version: str) -> None:
+    kubeflow.logs_at = f"/apis/{version}/runs/{{run}}/nodes/{{pod}}/log"
+    run_id = finished(kubeflow, "FAILED", "FAILED")
+    assert Kubeflow(kubeflow.url).log(run_id, "gate-pod") == "error: the gate refused this model\n"
+
+
+def test_a_log_that_is_gone_is_one_line(kubeflow: FakeKubeflow) -> None:
+    run_id = finished(kubeflow, "FAILED", "FAILED")
+    kubeflow.logs.clear()
+    done = pneumoctl("logs", run_id, host=kubeflow.url)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "no log of pod gate-pod" in done.stderr
 
 
 def test_status_of_a_run_that_goes_well(kubeflow: FakeKubeflow) -> None:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ TOKEN_ENV = "KF_PIPELINES_TOKEN"
 """Bearer token for it, where it wants one; kept out of the command line."""
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
+_NAMESPACE = "kubeflow"
+"""Of a single-user installation."""
 IMAGES = {"image": f"pneumonia-step:{__version__}", "cuda_image": f"pneumonia-step-cuda:{__version__}"}
 """What the packaged pipelines call the two step images."""
 
@@ -90,7 +93,7 @@ class Kubeflow:
             warnings.simplefilter("ignore")
             # A namespace, even that of a single-user installation, spares a first call that is repeated for 25 s.
             self._client = kfp.Client(
-                self.host, namespace=namespace or "kubeflow", existing_token=os.environ.get(TOKEN_ENV)
+                self.host, namespace=namespace or _NAMESPACE, existing_token=os.environ.get(TOKEN_ENV)
             )
 
     @contextlib.contextmanager
@@ -157,18 +160,35 @@ class Kubeflow:
 
     def log(self, run_id: str, pod: str) -> str:
         """What a step's pod has written. Raises BadInput where the server has no such log (any more)."""
-        client = self._client._run_api.api_client
         with self._explained():
-            answer = client.call_api(
-                f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log",
-                "GET",
-                header_params={},
-                auth_settings=["Bearer"],
-                _preload_content=False,
-                _return_http_data_only=True,
-                _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            )
-        return str(answer.data.decode("utf-8", "replace"))
+            for path, query in log_paths(run_id, pod, self.namespace or _NAMESPACE):
+                try:
+                    answer = self._client._run_api.api_client.call_api(
+                        path,
+                        "GET",
+                        query_params=query,
+                        header_params={},
+                        auth_settings=["Bearer"],
+                        _preload_content=False,
+                        _return_http_data_only=True,
+                        _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                    )
+                except self._refusal as error:
+                    if error.status != HTTPStatus.NOT_FOUND:
+                        raise
+                    continue
+                return str(answer.data.decode("utf-8", "replace"))
+        raise BadInput(f"{self.host} has no log of pod {pod} of run {run_id}; the pod is gone and nothing archived it")
+
+
+def log_paths(run_id: str, pod: str, namespace: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Where logs have been, each as path and query: at the UI, at the API server, and at that of older versions.
+
+    kubeflow/pipelines, frontend/server/app.ts and backend/src/apiserver/main.go.
+    """
+    query = [("podname", pod), ("runid", run_id), ("podnamespace", namespace)]
+    steps = [(f"/apis/{version}/runs/{run_id}/nodes/{pod}/log", []) for version in ("v2beta1", "v1alpha1")]
+    return [("/k8s/pod/logs", query), *steps]
 
 
 def _ended(item: Any) -> bool:
