@@ -28,6 +28,7 @@ from components.train_distributed.component import train_distributed
 from pneumonia import __version__
 
 WORKSPACE = "/workspace"
+RELEASES = "/release-volume"
 
 
 @dsl.pipeline(name="pneumonia-train", description="X-rays to a served model, or to the reason why not.")
@@ -44,6 +45,7 @@ def train_pipeline(
     gate_recall_low: float = 0.90,
     tracking_uri: str = "local",
     release_root: str = "s3://pneumonia",
+    release_volume: str = "",
     s3_endpoint: str = "",
     num_nodes: int = 1,
     gpus: int = 0,
@@ -53,6 +55,7 @@ def train_pipeline(
     training_volume: str = "pneumonia-training",
     baseline: bool = False,
     tensorrt: bool = False,
+    backend: str = "auto",
     deploy: bool = True,
     namespace: str = "pneumonia",
     inference_service: str = "pneumonia",
@@ -75,6 +78,7 @@ def train_pipeline(
         gate_recall_low: least lower end of the 95 % interval of test recall.
         tracking_uri: MLflow server; `local` for a file, `null` for none.
         release_root: folder or `s3://bucket/prefix` that gets `releases/`.
+        release_volume: PersistentVolumeClaim that gets `releases/` instead, for servers that read volumes.
         s3_endpoint: address of the object store; empty for Amazon's.
         num_nodes: nodes to train on; more than one GPU in all makes a TrainJob of it.
         gpus: GPUs of each node; 0 trains on the CPU.
@@ -84,6 +88,8 @@ def train_pipeline(
         training_volume: PersistentVolumeClaim (ReadWriteMany) that a TrainJob's data travels through.
         baseline: whether a logistic regression is fitted to compare with.
         tensorrt: whether the bundle gets a TensorRT engine, built on a GPU.
+        backend: Triton backend that runs the model: `python`, `onnxruntime` or `tensorrt`; `auto` is `tensorrt` with an
+            engine and `python` without.
         deploy: whether the release is brought to KServe.
         namespace: of the InferenceService.
         inference_service: its name.
@@ -111,6 +117,11 @@ def train_pipeline(
             tracking_uri=tracking_uri,
             num_nodes=num_nodes,
             gpus=gpus,
+            tensorrt=tensorrt,
+            deploy=deploy,
+            release_root=release_root,
+            release_volume=release_volume,
+            backend=backend,
             library_version=library_version,
         ).set_caching_options(enable_caching=False)
         with_retries(with_secrets(fetched, ["kaggle"]), 3)
@@ -155,15 +166,22 @@ def train_pipeline(
             checked_on_gpu = on_gpu(parity(**checks, bundle=built.outputs["built"]), **if_gpu)
         bundle = dsl.OneOf(checked.outputs["checked"], checked_on_gpu.outputs["checked"])
 
-        published = publish(**settings, release_root=release_root, s3_endpoint=s3_endpoint, bundle=bundle)
-        with_retries(with_secrets(published, ["s3", "mlflow"]), 3).set_caching_options(enable_caching=False)
+        served = {"s3_endpoint": s3_endpoint, "backend": backend, "bundle": bundle}
+        with dsl.If(release_volume == "", name="publish"):
+            published = publish(**settings, **served, release_root=release_root, release_volume="")
+        with dsl.Else(name="publish-to-volume"):
+            on_volume = publish(**settings, **served, release_root=RELEASES, release_volume=release_volume)
+            kubernetes.mount_pvc(on_volume, release_volume, RELEASES)
+        for task in (published, on_volume):
+            with_retries(with_secrets(task, ["s3", "mlflow"]), 3).set_caching_options(enable_caching=False)
+        release = dsl.OneOf(published.outputs["release"], on_volume.outputs["release"])
         with dsl.If(deploy == True, name="deploy"):  # noqa: E712
             deployed = deploy_release(
                 **settings,
                 namespace=namespace,
                 inference_service=inference_service,
                 canary_percent=canary_percent,
-                release=published.outputs["release"],
+                release=release,
                 bundle=bundle,
                 fetched=fetched.outputs["fetched"],
             )

@@ -21,6 +21,11 @@ def fetch(
     tracking_uri: str,
     num_nodes: int,
     gpus: int,
+    tensorrt: bool,
+    deploy: bool,
+    release_root: str,
+    release_volume: str,
+    backend: str,
     library_version: str,
     fetched: Output[Dataset],
 ) -> list[str]:
@@ -44,17 +49,23 @@ def fetch(
         tracking_uri: MLflow server; `local` for a file, `null` for none.
         num_nodes: nodes to train on.
         gpus: GPUs of each of them; 0 trains on the CPU of one.
+        tensorrt: whether an engine will be built. These five are only checked, before hours of work.
+        deploy: whether the release will be brought to KServe.
+        release_root: where it will be published.
+        release_volume: PersistentVolumeClaim for it, instead.
+        backend: Triton backend that will run the model.
         library_version: version of `pneumonia` that the pipeline was compiled for.
         fetched: `source.json`, and the images where the source makes them.
 
     Returns:
         The settings.
     """
-    from pneumonia.pipelines.step import fetch_images, settings_of, step
+    from pneumonia.pipelines.step import check_release, fetch_images, settings_of, step
 
     with step("fetch", library_version):
         from pathlib import Path
 
+        check_release(backend, tensorrt, deploy, release_root, release_volume)
         settings = settings_of(
             experiment,
             source,

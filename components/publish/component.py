@@ -10,7 +10,9 @@ from components.image import STEP_IMAGE
 def publish(
     settings: list[str],
     release_root: str,
+    release_volume: str,
     s3_endpoint: str,
+    backend: str,
     library_version: str,
     bundle: Input[Model],
     release: Output[Artifact],
@@ -24,7 +26,9 @@ def publish(
     Args:
         settings: as `fetch` gave them.
         release_root: folder or `s3://bucket/prefix` that holds `releases/`.
+        release_volume: PersistentVolumeClaim that is mounted at `release_root`; empty where none is.
         s3_endpoint: address of the object store; empty for the environment's.
+        backend: Triton backend that runs the model; `auto`: `tensorrt` where the bundle has an engine, else `python`.
         library_version: version of `pneumonia` that the pipeline was compiled for.
         bundle: from parity.
         release: JSON with the release's place and model.
@@ -34,4 +38,5 @@ def publish(
     with step("publish", library_version):
         from pathlib import Path
 
-        publish_bundle(settings, Path(bundle.path), release_root, s3_endpoint, Path(release.path))
+        place = (release_root, release_volume, s3_endpoint)
+        publish_bundle(settings, Path(bundle.path), *place, backend, Path(release.path))

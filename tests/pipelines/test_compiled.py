@@ -14,7 +14,7 @@ import pytest
 from pneumonia import __version__
 from pneumonia.errors import ConfigError, UsageError
 from pneumonia.pipelines.run import compiled_pipeline
-from pneumonia.pipelines.step import PARAMETERS, settings_of
+from pneumonia.pipelines.step import PARAMETERS, check_release, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
@@ -26,6 +26,7 @@ SCORING = ("list-shards", "merge-scores", "notify", "score-shard")
 
 # What a cluster gives each executor beyond an image: GPUs, /dev/shm, optional secrets, a shared volume.
 GPU, KAGGLE, S3, MLFLOW, VOLUME = "gpu", "pneumonia-kaggle", "pneumonia-s3", "pneumonia-mlflow", "/workspace"
+RELEASES = "/release-volume"
 CLUSTER = {
     "build-tensorrt": {GPU},
     "deploy": {S3, MLFLOW},
@@ -34,13 +35,14 @@ CLUSTER = {
     "fetch": {KAGGLE},
     "parity-2": {GPU},
     "publish": {S3, MLFLOW},
+    "publish-2": {S3, MLFLOW, RELEASES},
     "train": {S3, MLFLOW},
     "train-2": {GPU, S3, MLFLOW},
     "train-distributed": {S3, MLFLOW, VOLUME},
     "train-distributed-2": {S3, MLFLOW, VOLUME},
 }
-RETRIES = {"fetch": 3, "publish": 3, "deploy": 2}
-UNCACHED = {"fetch", "prepare", "gate", "publish", "deploy", "confirm", "notify"}
+RETRIES = {"fetch": 3, "publish": 3, "publish-2": 3, "deploy": 2}
+UNCACHED = {"fetch", "prepare", "gate", "publish", "publish-2", "deploy", "confirm", "notify"}
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -109,9 +111,14 @@ def test_everything_after_the_gate_waits_for_its_verdict(spec: dict[str, Any]) -
     assert producer(body["export-int8"], "bundle") == "export-onnx"
     checks = body["condition-branches-8"]
     assert producer(checks, "pipelinechannel--export-int8-quantized") == "export-int8"
-    assert producer(body["publish"], "bundle") == "condition-branches-8"
-    (deploying,) = [task for task in body.values() if task["componentRef"]["name"] == "comp-condition-11"]
-    assert producer(deploying, "pipelinechannel--publish-release") == "publish"
+    checked = "pipelinechannel--condition-branches-8-pipelinechannel--condition-branches-8-oneof-1"
+    assert producer(body["condition-branches-11"], checked) == "condition-branches-8"
+    (deploying,) = [task for task in body.values() if task["componentRef"]["name"] == "comp-condition-14"]
+    published = "pipelinechannel--condition-branches-11-pipelinechannel--condition-branches-11-oneof-1"
+    assert producer(deploying, published) == "condition-branches-11"
+    to_volume = tasks["publish-2"]["inputs"]["parameters"]
+    assert to_volume["release_root"] == {"runtimeValue": {"constant": RELEASES}}
+    assert str(to_volume["release_volume"]["componentInputParameter"]).endswith("release_volume")
 
 
 def test_what_the_cache_cannot_see_is_never_cached(spec: dict[str, Any]) -> None:
@@ -152,7 +159,7 @@ def test_each_executor_asks_the_cluster_for_what_its_step_needs() -> None:
         secrets = {item["secretName"] for item in own.get("secretAsEnv", [])}
         assert secrets == needs & {KAGGLE, S3, MLFLOW}, name
         assert all(item["optional"] for item in own.get("secretAsEnv", [])), name
-        assert {item["mountPath"] for item in own.get("pvcMount", [])} == needs & {VOLUME}, name
+        assert {item["mountPath"] for item in own.get("pvcMount", [])} == needs & {VOLUME, RELEASES}, name
 
 
 def test_only_steps_that_another_try_can_help_are_tried_again(spec: dict[str, Any]) -> None:
@@ -211,6 +218,24 @@ def test_parameters_become_settings() -> None:
 def test_an_override_cannot_contradict_a_parameter(override: str) -> None:
     with pytest.raises(ConfigError, match="parameter"):
         settings_of("local", "folder", "/x", [override])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"backend": "onnx"}, "backend=onnx: not one of auto, python, onnxruntime, tensorrt"),
+        ({"backend": "tensorrt"}, "only tensorrt=true builds"),
+        ({"release_root": "/data"}, "release_root=/data: a folder of one step"),
+    ],
+)
+def test_a_release_that_could_not_be_served_is_refused_before_any_work(changed: dict[str, str], words: str) -> None:
+    fine: dict[str, Any] = {"backend": "auto", "tensorrt": False, "deploy": True, "release_root": "s3://b"}
+    check_release(**fine, release_volume="")
+    check_release(**fine | {"release_root": "/data", "deploy": False}, release_volume="")
+    check_release(**fine | {"release_root": "/data"}, release_volume="claim")
+    check_release(**fine | {"backend": "tensorrt", "tensorrt": True}, release_volume="")
+    with pytest.raises(UsageError, match=words):
+        check_release(**fine | changed, release_volume="")
 
 
 def test_nodes_without_gpus_are_refused() -> None:

@@ -13,6 +13,7 @@ from pneumonia import __version__, contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.data.prepare import PreparedData
 from pneumonia.pipelines.notify import notify as say
+from pneumonia.release.publish import verify_release
 from tests.phantoms import OPEN_GATE, SMOKE
 from tests.pipelines.kubeflow import serve
 
@@ -146,6 +147,17 @@ def test_a_refused_canary_fails_the_pipeline_after_its_reasons_were_kept(
             function("confirm")(**given)
         assert ended.value.code == 5
         assert [reason in capsys.readouterr().err for reason in reasons[-1:]] == [True]
+
+
+def test_a_release_on_a_volume_has_the_name_that_servers_know(bundle: Bundle, tmp_path: Path) -> None:
+    said = artifact("Artifact", tmp_path / "release.json")
+    given = {"settings": settings(tmp_path, "tracking.uri=null"), "bundle": artifact("Model", bundle.path), **VERSION}
+    place = {"release_root": str(tmp_path / "volume"), "release_volume": "claim", "s3_endpoint": ""}
+    function("publish")(**given, **place, backend="onnxruntime", release=said)
+    uri = json.loads(Path(said.path).read_text("utf-8"))["release"]
+    assert uri.startswith("pvc://claim/releases/")
+    release = tmp_path / "volume" / uri.removeprefix("pvc://claim/")
+    assert verify_release(release)["backend"] == "onnxruntime"
 
 
 def test_a_release_that_no_server_can_read_is_not_deployed(bundle: Bundle, tmp_path: Path) -> None:

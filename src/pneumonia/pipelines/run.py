@@ -112,7 +112,7 @@ def run_pipeline(
     if code != 0 or progress.running:
         raise _failure(folder, progress.failed or progress.running, log)
     bundle = install_bundle(artifact(folder, "parity*", "checked"), output)
-    release = Path(json.loads(artifact(folder, "publish", "release").read_text("utf-8"))["release"])
+    release = Path(json.loads(artifact(folder, "publish*", "release").read_text("utf-8"))["release"])
     return PipelineRun(
         path=folder,
         bundle=bundle,

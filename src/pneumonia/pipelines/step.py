@@ -93,6 +93,28 @@ def settings_of(
     return [f"experiment={experiment}", f"data={source}", *root, *named, *overrides]
 
 
+AUTO = "auto"
+"""Backend of a release: tensorrt where the bundle has an engine, python elsewhere."""
+
+
+def check_release(backend: str, tensorrt: bool, deploy: bool, release_root: str, release_volume: str) -> None:
+    """Refuse parameters of the pipeline by which publish or deploy would fail, hours later.
+
+    Raises UsageError naming the parameter.
+    """
+    from pneumonia.triton.repository import BACKENDS
+
+    if backend not in (AUTO, *BACKENDS):
+        raise UsageError(f"backend={backend}: not one of {', '.join((AUTO, *BACKENDS))}")
+    if backend == "tensorrt" and not tensorrt:
+        raise UsageError("backend=tensorrt: serves an engine, which only tensorrt=true builds; set it, or backend=auto")
+    if deploy and not release_volume and "://" not in release_root:
+        raise UsageError(
+            f"release_root={release_root}: a folder of one step, which no server of the cluster can read; give "
+            "release_root=s3://<bucket>/<path> or release_volume=<PersistentVolumeClaim>, or deploy=false"
+        )
+
+
 def fetch_images(settings: Sequence[str], out: Path) -> None:
     """The images of the settings' source to `out`, once the model that training starts from is known to be there."""
     from pneumonia.config.compose import compose
@@ -104,10 +126,14 @@ def fetch_images(settings: Sequence[str], out: Path) -> None:
     fetch(config.data, out)
 
 
-def publish_bundle(settings: Sequence[str], bundle: Path, root: str, s3_endpoint: str, out: Path) -> None:
+def publish_bundle(
+    settings: Sequence[str], bundle: Path, root: str, volume: str, s3_endpoint: str, backend: str, out: Path
+) -> None:
     """Publish the bundle below `root` as MLflow's candidate; the release's place goes to `out` as JSON.
 
+    volume: PersistentVolumeClaim that is mounted at `root`, in which servers find the release; empty: none is.
     s3_endpoint: address of the object store, as boto3 takes it from AWS_ENDPOINT_URL_S3; empty leaves that as it is.
+    backend: as in `write_repository`, or AUTO.
     """
     from pneumonia.config.compose import compose
     from pneumonia.release.publish import publish_release
@@ -118,8 +144,8 @@ def publish_bundle(settings: Sequence[str], bundle: Path, root: str, s3_endpoint
         os.environ["AWS_ENDPOINT_URL_S3"] = s3_endpoint
     opened = open_bundle(bundle)
     # An engine is only built where GPU nodes are to serve it.
-    backend = "tensorrt" if opened.has(contract.ENGINE_FILE) else "python"
-    release = publish_release(bundle, root, backend=backend)
+    chosen = {AUTO: "tensorrt" if opened.has(contract.ENGINE_FILE) else "python"}.get(backend, backend)
+    release = publish_release(bundle, root, backend=chosen, served_from=f"pvc://{volume}" if volume else None)
     set_alias(tracking, REGISTERED_MODEL, release.uri, CANDIDATE, opened.digest)
     write_json(out, {"release": release.uri, "model_id": release.model_id})
 
@@ -146,7 +172,7 @@ def deploy_release(
     if "://" not in uri:
         raise UsageError(
             f"{uri}: a folder of this step, which no server of the cluster can read; run the pipeline with "
-            "release_root=s3://<bucket>/<path>, or with deploy=false"
+            "release_root=s3://<bucket>/<path> or release_volume=<PersistentVolumeClaim>, or with deploy=false"
         )
     result = deploy(
         uri,
