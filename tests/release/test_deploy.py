@@ -12,7 +12,7 @@ import pytest
 
 from pneumonia.bundle import Bundle
 from pneumonia.core.prediction import Prediction
-from pneumonia.errors import DataError, DeployRefused, MissingPrerequisite, UsageError
+from pneumonia.errors import DataError, DeployRefused, MissingPrerequisite, ServerUnavailable, UsageError
 from pneumonia.inference.predictor import Predictor
 from pneumonia.release import checks
 from pneumonia.release.deploy import DeployResult, deploy
@@ -179,6 +179,27 @@ def test_a_bad_canary_is_removed_before_it_gets_traffic(world: World, change: An
     assert served(cluster) == {str(world.releases[0]): 100} and len(cluster.workloads) == 1
     with pytest.raises(DeployRefused, match=said):
         result.require()
+
+
+class Broken:
+    """A server that fails at every image."""
+
+    def predict(self, images: Sequence[bytes]) -> list[Prediction]:
+        raise ServerUnavailable("answers 500", failed=True)
+
+
+def test_a_stable_predictor_that_is_broken_does_not_keep_its_successor_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = world.cluster()
+
+    def connect(host: str, port: int) -> Predictor:
+        return cluster.connect(host, port) if "-r" in host else Broken()
+
+    monkeypatch.setattr(checks.time, "sleep", lambda seconds: None)
+    result = roll_out(world, cluster, connect=connect)
+    assert result.outcome == "promoted"
+    assert any("stable predictor does not answer: answers 500" in change for change in result.changes)
 
 
 def test_answers_may_differ_as_far_as_the_served_form_was_shown_to(world: World) -> None:

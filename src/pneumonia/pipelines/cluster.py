@@ -187,7 +187,9 @@ def log_paths(run_id: str, pod: str, namespace: str) -> list[tuple[str, list[tup
     kubeflow/pipelines, frontend/server/app.ts and backend/src/apiserver/main.go.
     """
     query = [("podname", pod), ("runid", run_id), ("podnamespace", namespace)]
-    steps = [(f"/apis/{version}/runs/{run_id}/nodes/{pod}/log", []) for version in ("v2beta1", "v1alpha1")]
+    steps: list[tuple[str, list[tuple[str, str]]]] = [
+        (f"/apis/{version}/runs/{run_id}/nodes/{pod}/log", []) for version in ("v2beta1", "v1alpha1")
+    ]
     return [("/k8s/pod/logs", query), *steps]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from pneumonia import contract
 from pneumonia.bundle import Bundle
 from pneumonia.core.prediction import Prediction, pneumonia_probability
-from pneumonia.errors import DataError, PneumoniaError
+from pneumonia.errors import DataError, NoAnswer, PneumoniaError, ServerUnavailable
 from pneumonia.inference.predictor import Predictor
 
 MAX_PROBABILITY_GAP = 1e-3
@@ -27,6 +27,8 @@ MIN_IMAGES = 8
 MAX_SLOWDOWN = 1.25
 LATENCY_REQUESTS = 200
 _WARM_UP = 10
+_ATTEMPTS = 3
+"""A second after the first, two after the second: a pod that is replaced meanwhile is not a broken one."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ class ProbeImage:
 
 @dataclass
 class Findings:
-    """reasons: why not, empty where all is well. figures: what was measured."""
+    """reasons: why not, empty where all is well. notes: what could not be looked at. figures: what was measured."""
 
     reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -143,8 +146,11 @@ def check_latency(
 ) -> Findings:
     """p95 of single images, `requests` to each, taking turns so that whatever else happens meanwhile meets both.
 
-    Where the first comparison says no it is done once more, and both count together: a p95 of 200 is uncertain.
+    Where the first comparison says no it is done once more, and both count together: a p95 of 200 is uncertain. A
+    stable predictor that is broken is no reason to keep it: its successor is then not compared, and a note says so.
     """
+    if silence := _silence(stable, images[0].data):
+        return Findings(notes=[f"speeds were not compared, since the stable predictor does not answer: {silence}"])
     findings = Findings()
     servers = {"stable": stable, "canary": canary}
     seconds: dict[str, list[float]] = {name: [] for name in servers}
@@ -170,6 +176,21 @@ def check_latency(
             f"{len(seconds['canary'])} requests, at most {max_slowdown:g} times as much allowed"
         )
     return findings
+
+
+def _silence(server: Predictor, image: bytes) -> str:
+    """Why a server answers none of several requests; empty where it does, or is only busy."""
+    silence = ""
+    for attempt in range(_ATTEMPTS):
+        time.sleep(attempt)
+        try:
+            server.predict([image])
+            return ""
+        except (ServerUnavailable, NoAnswer) as error:
+            if isinstance(error, ServerUnavailable) and error.busy:
+                return ""
+            silence = str(error)
+    return silence
 
 
 def _timed(server: Predictor, image: bytes, name: str) -> float:

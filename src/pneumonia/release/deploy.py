@@ -183,6 +183,9 @@ class _Deployment:
             self.rollout.predictor(stable.name), canary, self.probe, rules.latency_requests, rules.max_slowdown
         )
         self.result.figures.update(latency.figures)
+        for note in latency.notes:
+            self.rollout.say(note)
+            self.result.changes.append(note)
         return latency.reasons
 
     def _share(self, variant: Variant) -> list[str]:
