@@ -36,7 +36,7 @@ def main() -> None:
     note = (
         f"Medians over {' and '.join(str(turns) for _, turns, _ in TURNS.values())} turns of "
         f"{' and '.join(str(steps) for *_, steps in TURNS.values())} steps. What is between them: reading and changing "
-        "the batch, clipping, AdamW and the average of the weights, which is much beside a small model."
+        "the batch, AdamW, the average of the weights and, for vit_base, clipping, which is much beside a small model."
     )
     text = "\n".join([machine("torch", "transformers"), "", *rows, "", note])
     print(text)

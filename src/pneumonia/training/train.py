@@ -32,6 +32,7 @@ from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.checkpoints import resume_point, start_anew
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
 from pneumonia.training.interrupt import StopOnSignal
+from pneumonia.training.memory import keep_freed_memory
 from pneumonia.training.model import build_model, require_checkpoint
 from pneumonia.training.processes import is_main, wait_for_all, world_size
 from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, shown, track
@@ -216,6 +217,7 @@ def make_trainer(config: Config, data: PreparedData, folder: Path, tracker: Trac
             f"{training.per_device_train_batch_size} in {world_size()} process(es): bring more images or lower the "
             "batch size"
         )
+    keep_freed_memory()
     set_seed(training.seed)
     model = build_model(config.model)
     if world_size() > 1 and torch.cuda.is_available():
