@@ -5,9 +5,9 @@
 Phantoms; experiment=local, and experiment=vit_base from a checkpoint with random weights. Within one training the two
 take turns of a few steps, so that what else the machine does meets both: after every turn of training a copy of the
 model, as it was at the start, makes as many bare passes. The first step of each turn, which finds the other's memory in
-the caches, and the first turns, in which the allocator still gives memory back and asks for it again, do not count; the
-ratio is the median over the turns. The bare loop repeats one batch in memory: no reading, no augmentation, no
-optimiser, no averaged weights. Writes its table into benchmarks/RESULTS.md.
+the caches, and the first turns, which warm up, do not count; the ratio is the median over the turns. The bare loop
+repeats one batch in memory: no reading, no augmentation, no optimiser, no averaged weights. Writes its table into
+benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations

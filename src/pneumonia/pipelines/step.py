@@ -95,6 +95,10 @@ def settings_of(
 
 AUTO = "auto"
 """Backend of a release: tensorrt where the bundle has an engine, python elsewhere."""
+_UNREADABLE = (
+    "a folder of one step, which no server of the cluster can read; run the pipeline with "
+    "release_root=s3://<bucket>/<path> or release_volume=<PersistentVolumeClaim>, or with deploy=false"
+)
 
 
 def check_release(backend: str, tensorrt: bool, deploy: bool, release_root: str, release_volume: str) -> None:
@@ -109,10 +113,7 @@ def check_release(backend: str, tensorrt: bool, deploy: bool, release_root: str,
     if backend == "tensorrt" and not tensorrt:
         raise UsageError("backend=tensorrt: serves an engine, which only tensorrt=true builds; set it, or backend=auto")
     if deploy and not release_volume and "://" not in release_root:
-        raise UsageError(
-            f"release_root={release_root}: a folder of one step, which no server of the cluster can read; give "
-            "release_root=s3://<bucket>/<path> or release_volume=<PersistentVolumeClaim>, or deploy=false"
-        )
+        raise UsageError(f"release_root={release_root}: {_UNREADABLE}")
 
 
 def fetch_images(settings: Sequence[str], out: Path) -> None:
@@ -170,10 +171,7 @@ def deploy_release(
 
     uri = json.loads(release.read_text("utf-8"))["release"]
     if "://" not in uri:
-        raise UsageError(
-            f"{uri}: a folder of this step, which no server of the cluster can read; run the pipeline with "
-            "release_root=s3://<bucket>/<path> or release_volume=<PersistentVolumeClaim>, or with deploy=false"
-        )
+        raise UsageError(f"{uri}: {_UNREADABLE}")
     result = deploy(
         uri,
         bundle,
