@@ -92,12 +92,15 @@ BASE_IMAGE ?=
 TRITON_BASE_IMAGE ?=
 # A release, as `pneumoctl publish` prints it, to build into the server's image.
 RELEASE ?=
+# PyTorch in the step image: cpu, or cuda where pip finds no other (it works on processors and takes 5 GB more).
+TORCH_BUILD ?=
 # Further arguments for docker build: --network host, --no-cache, ...
 DOCKER_ARGS ?=
 REGISTRY ?=
 
 images: ## Build the step image and the server's: IMAGES=, RELEASE=<folder>, BASE_IMAGE=, PIP_ARGS=; docs/images.md
 	@BASE_IMAGE="$(BASE_IMAGE)" TRITON_BASE_IMAGE="$(TRITON_BASE_IMAGE)" RELEASE="$(RELEASE)" PIP_ARGS="$(PIP_ARGS)" \
+		TORCH_BUILD="$(TORCH_BUILD)" \
 		DOCKER_ARGS="$(DOCKER_ARGS)" bash images/images.sh build $(IMAGES)
 
 push: ## Push them: make images push REGISTRY=<registry>

@@ -43,7 +43,10 @@ build() { # build IMAGE
     *) [ -z "${BASE_IMAGE:-}" ] || given+=(--build-arg "BASE_IMAGE=$BASE_IMAGE") ;;
   esac
   case $1 in
-    step*) given+=(--build-arg "PIP_ARGS=${PIP_ARGS:-}") ;;
+    step*)
+      given+=(--build-arg "PIP_ARGS=${PIP_ARGS:-}")
+      [ "$1" = step-cuda ] || [ -z "${TORCH_BUILD:-}" ] || given+=(--build-arg "TORCH_BUILD=$TORCH_BUILD")
+      ;;
     *) [ -z "${RELEASE:-}" ] || given+=(--build-arg "RELEASE=$release_copy") ;;
   esac
   echo "== $(tag "$1")" >&2
