@@ -26,7 +26,8 @@ NOT_FINITE: Final = f"{TENSOR_OUTPUT} are not finite"
 """What the message of NoAnswer says, in this process or from a server, which has no status of its own for it."""
 TENSOR_OUTPUT_DIMS: Final = (len(LABELS),)
 
-# The served ensemble, public as /v2/models/pneumonia_detection, and the two steps around the tensor model.
+# What is served, public as /v2/models/pneumonia_detection: one model on a processor, with a GPU an ensemble of the
+# tensor model and two steps around it.
 ENSEMBLE: Final = "pneumonia_detection"
 PREPROCESS_MODEL: Final = "pneumonia_preprocess"
 POSTPROCESS_MODEL: Final = "pneumonia_postprocess"
@@ -60,7 +61,7 @@ HTTP_PORT: Final = 8000
 GRPC_PORT: Final = 8001
 METRICS_PORT: Final = 8002
 
-# Metrics on that port: the server's own, by model, and what the postprocessing step counts.
+# Metrics on that port: the server's own, by model, and what our own code counts.
 METRIC_SUCCESS: Final = "nv_inference_request_success"
 METRIC_FAILURE: Final = "nv_inference_request_failure"
 METRIC_DURATION_US: Final = "nv_inference_request_duration_us"
@@ -68,6 +69,12 @@ METRIC_QUEUE_US: Final = "nv_inference_queue_duration_us"
 METRIC_PENDING: Final = "nv_inference_pending_request_count"
 METRIC_PREDICTIONS: Final = "pneumonia_predictions_total"
 """Counter of images answered, by the label `label`: one of LABELS."""
+METRIC_REFUSED: Final = "pneumonia_refused_total"
+"""Counter of requests that the Python code refused, each once, by the label `why`: one of REFUSED_WHY."""
+REFUSED_WHY: Final = ("image", "failed")
+"""image: the client's mistake (400). failed: the server's own (500, and 501 for a format that it cannot read)."""
+METRIC_RUNNING: Final = "pneumonia_running_requests"
+"""Gauge of requests that are being answered; METRIC_PENDING counts those that still wait."""
 METRIC_CONFIDENCE: Final = "pneumonia_confidence"
 """Histogram of `confidence`, with buckets CONFIDENCE_BUCKETS."""
 CONFIDENCE_BUCKETS: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)

@@ -83,7 +83,7 @@ def test_a_release_is_served_after_its_files_were_verified(release: Path, tmp_pa
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     changed = Path(shutil.copytree(release, tmp_path / "release"))
-    with (changed / contract.TENSOR_MODEL / "1" / contract.ONNX_FILE).open("ab") as stream:
+    with (changed / contract.ENSEMBLE / "1" / contract.ONNX_FILE).open("ab") as stream:
         stream.write(b"\0")
     refused(3, "was changed after the release was written", release=changed)
 
@@ -103,7 +103,7 @@ def test_a_server_that_dies_is_started_again_and_in_the_end_given_up(bundle: Bun
             with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=10) as response:
                 assert response.status == 200
             (private,) = (path.name for path in tmp_path.glob("pneumonia-triton.*"))
-            assert len(list(SHARED_MEMORY.glob(f"{private}*"))) == 3, "not one for each Python model"
+            assert len(list(SHARED_MEMORY.glob(f"{private}*"))) == 2, "not one for each instance"
             subprocess.run(["kill", "-KILL", child_of(process)], check=True)
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (4, "")

@@ -78,7 +78,7 @@ def test_a_bundle_with_int8_is_answered_and_served_with_it(
     gaps = [abs(a.probability - b.probability) for a, b in zip(*answers.values(), strict=True)]
     assert 0 < max(gaps) < 0.05
     write_repository(bundle, tmp_path / "repository")
-    served = tmp_path / "repository" / contract.TENSOR_MODEL / contract.MODEL_VERSION / contract.ONNX_FILE
+    served = tmp_path / "repository" / contract.ENSEMBLE / contract.MODEL_VERSION / contract.ONNX_FILE
     assert served.read_bytes() == (bundle.path / contract.INT8_FILE).read_bytes()
 
 

@@ -69,7 +69,7 @@ def test_a_bad_bundle_on_the_command_line(row: Row, broken: Path, tmp_path: Path
 
 def test_the_server_takes_no_release_that_was_changed(release: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(release, tmp_path / "release"))
-    path = copy / contract.TENSOR_MODEL / "1" / contract.ONNX_FILE
+    path = copy / contract.ENSEMBLE / "1" / contract.ONNX_FILE
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -21,7 +21,7 @@ from tests.load.conftest import INFER, SCALE, processes
 from tests.triton.test_serving import as_json
 
 HTTP_REQUESTS, GRPC_REQUESTS = int(3_000 * SCALE), int(1_500 * SCALE)
-MODELS = (contract.ENSEMBLE, contract.PREPROCESS_MODEL, contract.TENSOR_MODEL, contract.POSTPROCESS_MODEL)
+MODELS = (contract.ENSEMBLE,)
 READ = ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/",
         *(f"/v2/models/{m}{end}" for m in MODELS for end in ("", "/ready", "/config", "/stats"))]  # fmt: skip
 WRITE = [INFER, *(f"/v2/models/{m}/{end}" for m in MODELS for end in ("infer", "generate", "generate_stream"))]

@@ -28,9 +28,8 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 def test_a_release_is_a_model_repository_named_by_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     release = publish(bundle.path, tmp_path)
     assert release == tmp_path / "releases" / release_name(read_release(release))
-    for model in (contract.ENSEMBLE, contract.TENSOR_MODEL):
-        assert (release / model / "config.pbtxt").is_file()
-        assert (release / model / contract.MODEL_VERSION).is_dir()
+    assert (release / contract.ENSEMBLE / "config.pbtxt").is_file()
+    assert (release / contract.ENSEMBLE / contract.MODEL_VERSION).is_dir()
     manifest = verify_release(release)
     assert manifest["digest"] == bundle.digest
     assert manifest["model_id"] == bundle.model_id
@@ -97,7 +96,7 @@ def test_a_changed_release_is_refused_and_named(bundle: Bundle, tmp_path: Path, 
     elif harm == "missing":
         victim.unlink()
     else:
-        victim = release / contract.TENSOR_MODEL / "extra"
+        victim = release / contract.ENSEMBLE / "extra"
         victim.write_text("x")
     with pytest.raises(BundleError, match=f"{victim.name}: "):
         publish(bundle.path, tmp_path)
@@ -105,8 +104,8 @@ def test_a_changed_release_is_refused_and_named(bundle: Bundle, tmp_path: Path, 
 
 def test_byte_code_beside_a_model_is_no_change(bundle: Bundle, tmp_path: Path) -> None:
     release = publish(bundle.path, tmp_path)
-    (release / contract.PREPROCESS_MODEL / "1" / "__pycache__").mkdir(exist_ok=True)
-    (release / contract.PREPROCESS_MODEL / "1" / "__pycache__" / "model.pyc").write_bytes(b"x")
+    (release / contract.ENSEMBLE / "1" / "__pycache__").mkdir(exist_ok=True)
+    (release / contract.ENSEMBLE / "1" / "__pycache__" / "model.pyc").write_bytes(b"x")
     verify_release(release)
 
 

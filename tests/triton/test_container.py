@@ -62,7 +62,7 @@ def test_it_is_served_where_that_is_allowed(synthetic: Path, monkeypatch: pytest
 def test_hiding_it_in_the_manifest_is_noticed(synthetic: Path, tmp_path: Path) -> None:
     changed = tmp_path / "release"
     shutil.copytree(synthetic, changed)
-    path = changed / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / contract.BUNDLE_MANIFEST
+    path = changed / contract.ENSEMBLE / contract.MODEL_VERSION / contract.BUNDLE_MANIFEST
     manifest = json.loads(path.read_text())
     manifest["data"]["synthetic"] = False
     path.write_text(json.dumps(manifest))

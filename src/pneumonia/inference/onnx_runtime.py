@@ -19,10 +19,11 @@ from pneumonia.errors import BundleError, DeviceUnavailable
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def open_session(graph: Path, device: str, spinning: bool = True) -> Any:
+def open_session(graph: Path, device: str, spinning: bool = True, threads: int = 0) -> Any:
     """An onnxruntime.InferenceSession on `device` (auto, cpu or cuda), with a thread for each core that it may use.
 
     spinning: threads that wait for work burn their core meanwhile, which answers a lone caller sooner.
+    threads: for one run, in place of a thread for each core; several callers may run one session at a time.
 
     Raises DeviceUnavailable where cuda is asked for and this ONNX Runtime has none, BundleError where the graph cannot
     be read.
@@ -38,7 +39,7 @@ def open_session(graph: Path, device: str, spinning: bool = True) -> Any:
     providers = [_CPU] if device == "cpu" or _CUDA not in available else [_CUDA, _CPU]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = compute_threads()
+    options.intra_op_num_threads = threads or compute_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=providers)

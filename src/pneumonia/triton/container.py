@@ -1,4 +1,4 @@
-"""What a server image does with `pneumonia-triton REPOSITORY [FLAG...]`: check the release, then become Triton."""
+"""What a server image does with `pneumonia-triton REPOSITORY [FLAG...]`: check the release, then run Triton."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pneumonia import contract
 from pneumonia.bundle import Manifest
 from pneumonia.errors import BundleNotFound, PneumoniaError, Refused, StorageError, UsageError
 from pneumonia.triton.hardening import become
+from pneumonia.triton.repository import manifest_of
 
 
 def server_command(arguments: list[str]) -> list[str]:
@@ -34,7 +35,7 @@ def server_command(arguments: list[str]) -> list[str]:
 
 def _check(repository: Path) -> None:
     config = repository / contract.ENSEMBLE / "config.pbtxt"
-    bundle = repository / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / contract.BUNDLE_MANIFEST
+    bundle = manifest_of(repository)
     for file in (config, bundle):
         # Not Path.exists: it takes what may not be read for what is absent, in some versions of Python.
         try:
@@ -53,7 +54,7 @@ def _check(repository: Path) -> None:
 
 
 def main() -> None:
-    """Become the server; the library's errors are one line and their exit code."""
+    """Run the server; the library's errors are one line and their exit code."""
     try:
         command = server_command(sys.argv[1:])
     except PneumoniaError as error:

@@ -2,8 +2,8 @@
 
     python -m pneumonia.triton.hardening [--allow-shared-memory] tritonserver --model-repository=/mnt/models ...
 
-replaces itself by the command given, with `hardening_flags` behind it and under `limit_process`, for an image to start
-with.
+runs the command given, with `hardening_flags` behind it and under `limit_process`, and stands over it (`supervise`),
+for an image to start with.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import resource
 import secrets
 import sys
 from typing import NoReturn
+
+from pneumonia.triton.supervise import supervise
 
 CLOSED = ("model-repository", "shared-memory", "trace", "logging")
 """Triton's groups of endpoints that change the server or reach its memory. What stays open only reads or infers."""
@@ -52,12 +54,12 @@ def limit_process() -> None:
 
 
 def become(command: list[str], allow_shared_memory: bool = False) -> NoReturn:
-    """Replace this process by tritonserver's command, hardened. Exits with a sentence where that cannot be run."""
+    """Run tritonserver's command, hardened and watched, and exit as it does; with a sentence where it cannot be run."""
     limit_process()
     # The models' byte code would be written into the release.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     try:
-        os.execvp(command[0], [*command, *hardening_flags(allow_shared_memory)])
+        sys.exit(supervise([*command, *hardening_flags(allow_shared_memory)]))
     except OSError as error:
         sys.exit(f"error: {command[0]}: {error.strerror}")
 

@@ -1,7 +1,8 @@
-"""Writes the Triton model repository of a bundle: three steps and the ensemble that joins them."""
+"""Writes the Triton model repository of a bundle: one Python model, or with a GPU three steps and their ensemble."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -21,38 +22,41 @@ QUEUE_TIMEOUT_US = 10_000_000
 GPU_QUEUE_DELAY_US = 1_000
 """How long a GPU waits for a batch to fill. A CPU gains too little from larger batches to wait at all."""
 GPU_DECODERS = 4
-"""Processes that decode images for one GPU; each takes a core. On a CPU the model needs the cores itself."""
+"""Processes that decode images for one GPU; each takes a core."""
+INSTANCES = 2
+"""Processes that answer on a processor: one decodes while the other computes. Each divides the cores in threads."""
 
 _TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
 _MODEL_FILE = "model.py"
 
 
 def write_repository(bundle: Bundle, root: Path, backend: str = "python") -> None:
-    """Write <root>/<model>/config.pbtxt and <root>/<model>/1/... of the four models that `contract` names.
+    """Write <root>/<model>/config.pbtxt and <root>/<model>/1/... of the models that `contract` names.
 
-    backend: of the tensor model, one of BACKENDS; the last two were not run on a GPU. The repository holds no path of
+    backend: what runs the graph, one of BACKENDS. python, for processors, decodes, runs the graph and answers in one
+    model; the others are a step between two Python ones, and were not run on a GPU. The repository holds no path of
     this machine, so it can be moved and served anywhere. Raises BundleError where the bundle lacks the file that the
     backend serves.
     """
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}: not one of {', '.join(BACKENDS)}")
     graph = bundle.file(_served_file(bundle, backend))
+    manifest = {contract.BUNDLE_MANIFEST: bundle.path / contract.BUNDLE_MANIFEST}
+    if backend == "python":
+        _write_model(root, contract.ENSEMBLE, _detection_config(), manifest | {contract.ONNX_FILE: graph}, "detection")
+        return
     served = {"tensorrt": ENGINE_FILE}.get(backend, contract.ONNX_FILE)
-    manifest = bundle.path / contract.BUNDLE_MANIFEST
-    _write_model(
-        root, contract.PREPROCESS_MODEL, _preprocess_config(backend), {contract.BUNDLE_MANIFEST: manifest}, "preprocess"
-    )
-    _write_model(
-        root, contract.TENSOR_MODEL, _tensor_config(backend), {served: graph}, "tensor" if backend == "python" else None
-    )
-    _write_model(
-        root,
-        contract.POSTPROCESS_MODEL,
-        _postprocess_config(backend),
-        {contract.BUNDLE_MANIFEST: manifest},
-        "postprocess",
-    )
+    _write_model(root, contract.PREPROCESS_MODEL, _preprocess_config(backend), manifest, "preprocess")
+    _write_model(root, contract.TENSOR_MODEL, _tensor_config(backend), {served: graph}, None)
+    _write_model(root, contract.POSTPROCESS_MODEL, _postprocess_config(backend), manifest, "postprocess")
     _write_model(root, contract.ENSEMBLE, _ensemble_config(), {}, None)
+
+
+def manifest_of(repository: Path) -> Path:
+    """The bundle's manifest in a repository: of the one model, or of the first step."""
+    name, version = contract.BUNDLE_MANIFEST, contract.MODEL_VERSION
+    steps = repository / contract.PREPROCESS_MODEL / version / name
+    return steps if os.path.lexists(steps) else repository / contract.ENSEMBLE / version / name
 
 
 def _served_file(bundle: Bundle, backend: str) -> str:
@@ -93,6 +97,13 @@ def _head(name: str, backend: str | None, platform: str | None = None) -> str:
     return f'name: "{name}"\n{engine}\nmax_batch_size: {contract.MAX_BATCH_SIZE}\n'
 
 
+def _detection_config() -> str:
+    # Each request runs alone: decoding gains nothing from a batch, the first of one would wait for the last, and what
+    # an instance holds in shared memory stays within one request's limit.
+    batching = _batching("python").replace("{\n", "{\n  preferred_batch_size: [ 1 ]\n", 1)
+    return _head(contract.ENSEMBLE, "python") + _IMAGE + _outputs() + batching + _instances(INSTANCES)
+
+
 def _batching(backend: str, delay_us: int = 0) -> str:
     """Batches what waits, bounds the queue, and refuses what is over."""
     return (
@@ -122,7 +133,7 @@ def _warm_up(*batch_sizes: int) -> str:
 
 def _preprocess_config(backend: str) -> str:
     output = _tensor("output", contract.TENSOR_INPUT, "FP32", contract.TENSOR_INPUT_DIMS)
-    instances = _instances(1 if backend == "python" else GPU_DECODERS)
+    instances = _instances(GPU_DECODERS)
     return _head(contract.PREPROCESS_MODEL, "python") + _IMAGE + output + _batching(backend) + instances
 
 
@@ -130,12 +141,7 @@ def _tensor_config(backend: str) -> str:
     tensors = _tensor("input", contract.TENSOR_INPUT, "FP32", contract.TENSOR_INPUT_DIMS) + _tensor(
         "output", contract.TENSOR_OUTPUT, "FP32", contract.TENSOR_OUTPUT_DIMS
     )
-    if backend == "python":
-        how = _batching(backend) + _instances() + _warm_up(1)
-    else:
-        how = (
-            _batching(backend, GPU_QUEUE_DELAY_US) + _instances(kind="KIND_GPU") + _warm_up(1, contract.MAX_BATCH_SIZE)
-        )
+    how = _batching(backend, GPU_QUEUE_DELAY_US) + _instances(kind="KIND_GPU") + _warm_up(1, contract.MAX_BATCH_SIZE)
     return _head(contract.TENSOR_MODEL, backend) + tensors + how
 
 

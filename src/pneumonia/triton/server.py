@@ -21,7 +21,9 @@ from types import TracebackType
 
 from pneumonia import contract
 from pneumonia.errors import BundleNotFound, PortTaken, ServerUnavailable, UsageError
+from pneumonia.triton.drain import drain
 from pneumonia.triton.hardening import hardening_flags, limit_process
+from pneumonia.triton.watch import LOOK_EVERY_S, Watch, end_group
 from pneumonia.triton.wheel import assemble_backend, find_wheel, link_files, server_environment
 
 READY_TIMEOUT_S = 120.0
@@ -60,6 +62,7 @@ class TritonServer:
         self.request_log = request_log
         self._log_file = log
         self._log: Path | None = None
+        self.lost: str | None = None
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -135,7 +138,7 @@ class TritonServer:
             # The configurations are complete; completing them would start every Python model twice.
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
-            "--exit-timeout-secs=5",
+            f"--exit-timeout-secs={STOP_TIMEOUT_S:.0f}",
         ]  # fmt: skip
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -170,16 +173,23 @@ class TritonServer:
             connection.close()
 
     def wait(self) -> int:
-        """Wait for the process to end; its exit code."""
+        """Wait for the server to end; its exit code. It is ended where one of its processes is lost; see `lost`."""
         assert self.process is not None
-        return self.process.wait()
+        watch = Watch(self.process.pid)
+        self.lost = None
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(LOOK_EVERY_S)
+            if lost := watch.trouble():
+                self.lost = lost
+                end_group(self.process.pid)
 
     def stop(self) -> None:
         """End the server and the model processes it started; safe to call twice."""
         process, self.process = self.process, None
         try:
             if process is not None:
-                _end(process)
+                self._end(process)
         finally:
             if self._home is not None:
                 # A server that was killed had no time to remove its memory.
@@ -187,6 +197,14 @@ class TritonServer:
                     left.unlink(missing_ok=True)
                 shutil.rmtree(self._home, ignore_errors=True)
                 self._home = None
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Time to answer what is in flight, then SIGKILL to the whole group: no stub may outlive its server."""
+        try:
+            drain(process, (self._reachable(), self.ports["metrics"]), STOP_TIMEOUT_S)
+        finally:
+            end_group(process.pid)
+            process.wait()
 
     def last_lines(self) -> str:
         """The last errors in the server's own log, or its last lines where it names none."""
@@ -217,18 +235,6 @@ def _check_ports(host: str, ports: dict[str, int]) -> None:
                     f"{host}:{port} cannot be used for {name} ({error}); stop what listens there or choose another "
                     f"with --{name}-port"
                 ) from error
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, time to finish, then SIGKILL to the whole group: no stub may outlive its server."""
-    process.terminate()
-    try:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_S)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @contextlib.contextmanager
