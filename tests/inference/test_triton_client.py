@@ -110,6 +110,28 @@ def test_a_refusal_says_what_to_do(refusing: str, message: str) -> None:
         open_predictor("triton", url=refusing).predict([xray(1)])
 
 
+@pytest.mark.parametrize("refusing", [(413, b"<html>Request Entity Too Large</html>")], indirect=True)
+def test_an_image_that_a_proxy_finds_too_large_is_that_images_fault(refusing: str) -> None:
+    with pytest.raises(ImageError, match=r"no request as large as this.*client_max_body_size"):
+        open_predictor("triton", url=refusing).predict([xray(1)])
+
+
+@pytest.mark.parametrize("refusing", [(401, b'{"error": "no key"}'), (403, b'{"error": "no"}')], indirect=True)
+def test_a_server_that_wants_a_key_is_not_asked_again(refusing: str) -> None:
+    with pytest.raises(ServerUnavailable, match=r"lets nobody in without a key") as caught:
+        open_predictor("triton", url=refusing).predict([xray(1)])
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize(
+    "refusing", [(500, b'{"error": "Failed to increase the shared memory pool size for key"}')], indirect=True
+)
+def test_a_lack_of_room_is_no_fault_of_the_image(refusing: str) -> None:
+    with pytest.raises(ServerUnavailable, match=r"shared memory pool") as caught:
+        open_predictor("triton", url=refusing).predict([xray(1)])
+    assert (caught.value.busy, caught.value.failed) == (True, False)
+
+
 @pytest.mark.parametrize("url", ["localhost", "localhost:", "localhost:port", "ftp://localhost:1", "grpc://a:1"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match=r"expected host:port.*http"):

@@ -23,6 +23,9 @@ _NOBODY_THERE = ("failed to connect", "errors resolving")
 _BUSY = ("429", "502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED")
 """What a full queue, or a gateway before one, answers."""
 _FAILED = ("500", "StatusCode.INTERNAL")
+_NO_ROOM = "shared memory pool"
+"""Triton's own words, with status 500, where requests together are too much for its /dev/shm: no fault of the image."""
+_REFUSED = ("401", "403", "StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED")
 CONNECT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 """Between two attempts; each pause is twice the one before, less a random part so that clients do not come together."""
@@ -113,6 +116,16 @@ class TritonPredictor:
             )
         if status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return ImageError(message.removeprefix(_ENSEMBLE_PREFIX))
+        if status == "413":
+            return ImageError(
+                f"{self.target} takes no request as large as this ({message}); its proxy's limit has to be 64 MiB "
+                "(client_max_body_size of nginx)"
+            )
+        if status in _REFUSED:
+            return ServerUnavailable(
+                f"{self.target} lets nobody in without a key, or not with this one ({status}: {message})",
+                transient=False,
+            )
         if contract.NOT_FINITE in message:
             return NoAnswer(message.removeprefix(_ENSEMBLE_PREFIX))
         if status in ("501", "StatusCode.UNIMPLEMENTED"):
@@ -123,10 +136,11 @@ class TritonPredictor:
                 "see the server's log, or wait longer with --timeout"
             )
         if status and not any(sign in message.lower() for sign in _NOBODY_THERE):
+            no_room = _NO_ROOM in message
             return ServerUnavailable(
                 f"{self.target} did not answer ({status}: {message}); try again later, or see the server's log",
-                busy=status in _BUSY,
-                failed=status in _FAILED,
+                busy=status in _BUSY or no_room,
+                failed=status in _FAILED and not no_room,
             )
         return ServerUnavailable(
             f"no server at {self.target} for {self.protocol} ({message}); start one with `pneumoctl serve`, "
