@@ -25,6 +25,7 @@ from tests.bundles import tiny_bundle, xray
 SERVICE = NAMESPACE = "pneumonia"
 RULES: dict[str, Any] = {
     "poll_s": 0.0,
+    "settle_s": 0.0,
     "soak_s": 0.0,
     "timeout_s": 60.0,
     "route_timeout_s": 60.0,
