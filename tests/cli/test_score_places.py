@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     locked = tmp_path / "locked"
     locked.mkdir()
     for path in (tmp_path / "a.jpeg", tmp_path / "z.jpeg", locked / "b.jpeg"):
-        path.write_bytes(xray(1, (40, 40)))
+        path.write_bytes(xray(1, (64, 64)))
     (locked / "list.txt").write_text("a.jpeg\n")
     (tmp_path / "list.txt").write_text(f"a.jpeg\n{LONG}\nlocked/b.jpeg\ngone.jpeg\nnul\0.jpeg\nz.jpeg\n")
     (tmp_path / "closed.txt").write_text("a.jpeg\n")

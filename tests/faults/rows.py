@@ -128,7 +128,7 @@ IMAGES = (
         file("cut.jpeg", lambda: jpeg()[:-200])),
     Row(IMAGE, "JPEG with trailing garbage", 0, "", "read; the picture is whole, and archives pad files to a block",
         file("padded.jpeg", lambda: jpeg() + bytes(100) + b"sent by PACS 7" * 20)),
-    Row(IMAGE, "1x1 pixels", 3, "1x1 pixels; a radiograph of at least 16x16 is needed", "refused",
+    Row(IMAGE, "1x1 pixels", 3, "1x1 pixels; a radiograph of at least 64x64 is needed", "refused",
         file("dot.png", lambda: encode(np.zeros((1, 1), np.uint8)))),
     Row(IMAGE, "30000x30000 pixels in 110 kB", 3, "more pixels than are safe to decode",
         "refused from its header, before memory is taken", file("bomb.png", bomb)),

@@ -233,9 +233,9 @@ class _Asker:
 
 @functools.cache
 def _plain() -> bytes:
-    """A grey image, as PNG."""
+    """An image from black to white, as PNG."""
     stream = io.BytesIO()
-    Image.new("L", (contract.IMAGE_SIZE, contract.IMAGE_SIZE), 128).save(stream, "PNG")
+    Image.linear_gradient("L").save(stream, "PNG")
     return stream.getvalue()
 
 
