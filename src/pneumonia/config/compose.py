@@ -92,7 +92,18 @@ def compose(overrides: Sequence[str] = ()) -> Config:
             raise ours from error
         raise ConfigError(_one_line(error)) from error
     assert isinstance(value, Config)
-    return value
+    return _with_source(value)
+
+
+def _with_source(config: Config) -> Config:
+    """A folder of images says that they come from a folder; without it, what lay prepared would be used in silence."""
+    if config.data.source is not None:
+        return config
+    if config.data.root is not None:
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, source="folder"))
+    if config.data.labels is not None:
+        raise ConfigError("data.labels= needs data.root=<folder of the images>")
+    return config
 
 
 def _unlock(node: Any) -> None:

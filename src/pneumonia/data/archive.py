@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from pneumonia import contract
-from pneumonia.data.sources.folder import SUFFIXES
+from pneumonia.core.listing import SUFFIXES
 from pneumonia.errors import DataError
 
 
