@@ -65,7 +65,7 @@ def test_an_input_that_cannot_be_looked_at_is_said(bundle: Bundle, folder: Path,
 @pytest.mark.parametrize(("out", "words"), [("locked/o.csv", "Permission denied"), (f"{LONG}.csv", "too long")])
 def test_an_output_that_cannot_be_written_is_said(bundle: Bundle, folder: Path, out: str, words: str) -> None:
     done = pneumoctl(folder, "score", "a.jpeg", "-o", out, "--bundle", bundle.path, restricted=True)
-    done.fails(2, words)
+    done.fails(4, words)
 
 
 def cut_off(folder: Path, bundle: Bundle) -> str:

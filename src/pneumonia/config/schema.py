@@ -100,6 +100,8 @@ class DataConfig:
             raise ConfigError(f"data.fraction={self.fraction}: outside 0 < fraction <= 1")
         _between("data.num_images", self.num_images, 40, 1_000_000)
         _between("data.workers", self.workers, 0, 1024)
+        if self.medmnist_url is not None and not self.medmnist_url.startswith(("http://", "https://")):
+            raise ConfigError(f"data.medmnist_url={self.medmnist_url}: expected http:// or https://")
         if self.medmnist_size not in MEDMNIST_SIZES:
             raise ConfigError(f"data.medmnist_size={self.medmnist_size}: not one of 28, 224")
 
@@ -172,6 +174,8 @@ class ModelConfig:
     """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+", self.name) or self.name in (".", ".."):
+            raise ConfigError(f"model.name={self.name!r}: expected a name for a folder, without slashes")
         _one_of("model.architecture", self.architecture, ARCHITECTURES)
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(

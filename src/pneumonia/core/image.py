@@ -11,6 +11,7 @@ from base64 import b64decode
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
@@ -47,13 +48,18 @@ def read_image(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as stream:
-            # Asked for all of them at once, Python sets aside that much memory for the smallest file.
-            data = b"".join(islice(iter(lambda: stream.read(_CHUNK), b""), MAX_BYTES // _CHUNK + 1))
+            return read_stream(stream, str(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path}: cannot be read ({reason}); give the path of a JPEG, PNG or DICOM file") from error
+
+
+def read_stream(stream: BinaryIO, name: str) -> bytes:
+    """Bytes of an image from an open file. Raises ImageError where they are more than MAX_BYTES."""
+    # Asked for all of them at once, Python sets aside that much memory for the smallest file.
+    data = b"".join(islice(iter(lambda: stream.read(_CHUNK), b""), MAX_BYTES // _CHUNK + 1))
     if len(data) > MAX_BYTES:
-        raise ImageError(f"{path}: more than {MAX_BYTES >> 20} MiB; give the path of a JPEG, PNG or DICOM file")
+        raise ImageError(f"{name}: more than {MAX_BYTES >> 20} MiB; give the path of a JPEG, PNG or DICOM file")
     return data
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 
 from pneumonia.core.dicom import is_dicom
@@ -13,8 +12,6 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
 """Taken by their names, so that a damaged one is told. Of other names the content decides."""
 HEAD = 132
 """Bytes of a file by which it is known."""
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-"""What moves a terminal's cursor, ends a line, or turns the direction of writing."""
 
 
 def hidden(name: str) -> bool:
@@ -68,9 +65,3 @@ def _walk(folder: str, failed: Callable[[OSError], None], above: frozenset[str])
     for name in below:
         if not hidden(name):
             yield from _walk(os.path.join(folder, name), failed, above | {here})
-
-
-def printable(text: str) -> str:
-    """Text with a file name in it, on one line: control characters as \\xNN, bytes that are not UTF-8 as \\udcXX."""
-    escaped = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-    return escaped.encode("utf-8", "backslashreplace").decode()

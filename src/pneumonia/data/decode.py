@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from pneumonia import contract
 from pneumonia.core.image import read_image
-from pneumonia.core.listing import printable
 from pneumonia.core.preprocess import Preprocessing, pixels
 from pneumonia.data.parallel import parallel_map
 from pneumonia.data.sources.folder import Listed
 from pneumonia.errors import DataError, DependencyMissing, ImageError
+from pneumonia.files import printable
 
 _SHOWN = 10
 """Unreadable files named on stderr; the manifest names all."""

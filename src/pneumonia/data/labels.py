@@ -12,8 +12,9 @@ from typing import Any
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
-from pneumonia.core.listing import SUFFIXES, is_image, printable, walk
+from pneumonia.core.listing import SUFFIXES, is_image, walk
 from pneumonia.errors import DataError
+from pneumonia.files import printable
 
 LABELS_FILE = "labels.csv"
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",

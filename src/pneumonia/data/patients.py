@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from pneumonia.core.listing import printable
 from pneumonia.errors import ConfigError, DataError
+from pneumonia.files import printable
 
 # Both families of names in the Kaggle set. The bare number is the patient: person12_bacteria_3 and person12_virus_9
 # are one group, IM-0115-0001 and NORMAL2-IM-0115-0001 too. Some of them may be two children; merging more than is

@@ -26,7 +26,6 @@ import numpy.typing as npt
 from pneumonia import __version__, contract
 from pneumonia.config.schema import Config, SplitConfig
 from pneumonia.core.dicom import SALT_ENV, hashed_identity, patient_key
-from pneumonia.core.listing import printable
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data import patients as keys_of
 from pneumonia.data.decode import decode
@@ -36,7 +35,7 @@ from pneumonia.data.sources import read_source
 from pneumonia.data.sources.folder import Found, Listed, fingerprint, survey
 from pneumonia.data.split import assign, check_official, hold_out, straddlers
 from pneumonia.errors import DataError
-from pneumonia.files import cannot_write, locked, remove_remains, replace_directory, write_json
+from pneumonia.files import cannot_write, locked, printable, remove_remains, replace_directory, write_json
 
 __all__ = ["COLUMNS", "PreparedData", "load_prepared", "prepare"]
 

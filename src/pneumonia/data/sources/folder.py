@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
-from pneumonia.core.listing import SUFFIXES, head_of, is_image, printable, walk
+from pneumonia.core.listing import SUFFIXES, head_of, is_image, walk
 from pneumonia.data.labels import LABELS_FILE, PARTS, Columns, Files, labelled
 from pneumonia.data.sources import SOURCE_FILE, read_source
 from pneumonia.errors import ConfigError, DataError
-from pneumonia.files import replace_directory, write_json
+from pneumonia.files import printable, replace_directory, write_json
 
 _LABEL_INDEX = {name: index for index, name in enumerate(contract.LABELS)}
 
@@ -187,6 +187,12 @@ def _by_own_table(root: Path, table: Path) -> Found:
         where = f"{table} line {row.line}"
         if not row.path or not (root / row.path).is_file():
             raise DataError(f"{where}: {printable(row.path) or 'an empty path'} is not a file under {root}")
+        places = os.path.normpath(root / row.path), os.path.realpath(root / row.path)
+        if not any(Path(place).is_relative_to(root) for place in places):
+            raise DataError(
+                f"{where}: {printable(row.path)} is outside {root}; put it there, or give the folder that holds both "
+                "as data.root="
+            )
         if row.path in seen:
             raise DataError(
                 f"{where}: {printable(row.path)} stands on line {seen[row.path]} already; remove one of them"
