@@ -111,10 +111,31 @@ SCANS = [
     ),
     dicom(gradient(12), 12, PhotometricInterpretation="MONOCHROME1", BodyPartExamined="CHEST", PixelPaddingValue=4095),
 ]
+SHOWN = (
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "PixelPaddingValue", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
+)  # fmt: skip
 KINDS: dict[str, tuple[Callable[[Rng], bytes], bool]] = {
     "EXIF": (exif, True), "PNG chunks": (remark, True), "DICOM bytes": (element, False), "DICOM elements": (tag, False)
 }  # fmt: skip
 """How files are made, and whether their pixels are whole whatever the header says."""
+
+
+def _unchanged(data: bytes) -> bytes | None:
+    """The file that this one was, where nothing changed that says how its pixels are shown."""
+    try:
+        made = pydicom.dcmread(io.BytesIO(data), force=True)
+        shown = {keyword: str(made.get(keyword)) for keyword in SHOWN}
+        kept = made.file_meta.get("TransferSyntaxUID")
+        for scan in SCANS:
+            other = pydicom.dcmread(io.BytesIO(scan))
+            same = made.PixelData == other.PixelData and kept == other.file_meta.TransferSyntaxUID
+            if same and shown == {keyword: str(other.get(keyword)) for keyword in SHOWN}:
+                return scan
+    except Exception:
+        return None
+    return None
 
 
 def outcome(data: bytes, whole: bool) -> str:
@@ -130,7 +151,9 @@ def outcome(data: bytes, whole: bool) -> str:
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     if not whole:
-        return "read"
+        expected_scan = _unchanged(data)
+        same = expected_scan is None or (found == np.asarray(decode_image(expected_scan))).all()
+        return "read" if same else "another picture"
     expected = np.asarray(Image.open(io.BytesIO(JPEG if not data.startswith(PNG) else _encode("PNG")))).astype(int)
     turns = [np.rot90(side, turn) for side in (expected, expected.T) for turn in range(4)]
     return "read" if any(found.shape == one.shape and (found == one).all() for one in turns) else "another picture"

@@ -56,7 +56,8 @@ def test_infer_takes_a_dicom_file(bundle: Bundle, tmp_path: Path) -> None:
     run[2] = f"import sys; sys.modules['pydicom'] = None; {code}"
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr == "error: this is a DICOM file, and reading it needs pydicom: pip install 'pneumonia[dicom]'\n"
+    need = "this is a DICOM file, and reading it needs pydicom: pip install 'pneumonia[dicom]'"
+    assert done.stderr == f"error: IM0001: {need}\n"
 
 
 def test_a_server_without_pydicom_says_so_and_answers_the_rest(release: Path, tmp_path: Path) -> None:

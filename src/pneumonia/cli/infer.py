@@ -107,8 +107,11 @@ def serve(
 
     if bundle is not None and release is not None:
         raise UsageError("--bundle and --release: give one of them")
-    # A service manager's stop is a clean end too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if request_log is not None and request_log.is_dir():
+        raise UsageError(f"--request-log {request_log}: is a folder; give a file in it")
+    # A service manager's stop is a clean end too, and so is a terminal that is closed.
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="pneumonia-repository.") as temporary:
             repository = _repository(bundle, release, Path(temporary))
