@@ -11,6 +11,8 @@ PIP_ARGS ?=
 DATA =
 # Further arguments for pytest: make test ARGS="-k split -x"
 ARGS =
+# Processes that share the tests, a file each at a time; 0 runs them in one.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
@@ -41,7 +43,8 @@ type: $(STAMP) ## Check types, strictly
 	$(BIN)/mypy src/pneumonia tools
 
 test: $(STAMP) ## Run every test but those of tests/e2e, tests/load and tests/kubeflow
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load --ignore=tests/kubeflow $(ARGS)
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load --ignore=tests/kubeflow --numprocesses=$(JOBS) \
+		--dist=loadfile $(ARGS)
 
 e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
 	$(BIN)/python -m pytest tests/e2e -m "not docker" $(ARGS)
@@ -93,7 +96,8 @@ IMAGES ?= step triton-cpu
 # Images to build from: python:3.11-slim, and NVIDIA's Triton for IMAGES=triton.
 BASE_IMAGE ?=
 TRITON_BASE_IMAGE ?=
-# A release, as `pneumoctl publish` prints it, to build into the server's image.
+# A release, as `pneumoctl publish` prints it, to build into the server's image. Empty: the newest in releases/, where
+# `make demo` leaves one; none: no release.
 RELEASE ?=
 # PyTorch in the step image: cpu, or cuda where pip finds no other (it works on processors and takes 5 GB more).
 TORCH_BUILD ?=

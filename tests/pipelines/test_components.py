@@ -13,7 +13,7 @@ from pneumonia import __version__, contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.data.prepare import PreparedData
 from pneumonia.pipelines.notify import notify as say
-from pneumonia.release.publish import verify_release
+from pneumonia.release_manifest import verify_release
 from tests.phantoms import OPEN_GATE, SMOKE
 from tests.pipelines.kubeflow import FakeKubeflow, serve, workflow
 

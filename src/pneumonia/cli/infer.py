@@ -105,7 +105,7 @@ def serve(
 def _repository(bundle: Path | None, release: Path | None, temporary: Path) -> Path:
     """The release, its files verified, or a repository written from the bundle."""
     from pneumonia.bundle import open_bundle
-    from pneumonia.release.publish import verify_release
+    from pneumonia.release_manifest import verify_release
     from pneumonia.triton.repository import write_repository
 
     if release is not None:
