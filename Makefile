@@ -42,11 +42,15 @@ format: $(STAMP) ## Rewrite the sources in the project's style
 type: $(STAMP) ## Check types, strictly
 	$(BIN)/mypy src/pneumonia tools
 
-test: $(STAMP) ## Run every test but those of tests/e2e and tests/load
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+test: $(STAMP) ## Run every test but those of tests/e2e, tests/load and tests/kubeflow
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load --ignore=tests/kubeflow --numprocesses=$(JOBS) \
+		--dist=loadfile $(ARGS)
 
 e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
 	$(BIN)/python -m pytest tests/e2e -m "not docker" $(ARGS)
+
+test-kubeflow: $(STAMP) ## Submit runs to the Kubeflow Pipelines of KUBEFLOW_HOST (see tests/kubeflow/conftest.py); half an hour
+	$(BIN)/python -m pytest tests/kubeflow $(ARGS)
 
 docker-test: $(STAMP) ## Run the tests of the images that `make images` built
 	$(BIN)/python -m pytest tests/e2e -m docker $(ARGS)
