@@ -11,6 +11,8 @@ PIP_ARGS ?=
 DATA =
 # Further arguments for pytest: make test ARGS="-k split -x"
 ARGS =
+# Processes that share the tests, a file each at a time; 0 runs them in one.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
@@ -40,11 +42,15 @@ format: $(STAMP) ## Rewrite the sources in the project's style
 type: $(STAMP) ## Check types, strictly
 	$(BIN)/mypy src/pneumonia tools
 
-test: $(STAMP) ## Run every test but those of tests/e2e and tests/load
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load $(ARGS)
+test: $(STAMP) ## Run every test but those of tests/e2e, tests/load and tests/kubeflow
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load --ignore=tests/kubeflow --numprocesses=$(JOBS) \
+		--dist=loadfile $(ARGS)
 
 e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
 	$(BIN)/python -m pytest tests/e2e -m "not docker" $(ARGS)
+
+test-kubeflow: $(STAMP) ## Submit runs to the Kubeflow Pipelines of KUBEFLOW_HOST (see tests/kubeflow/conftest.py); half an hour
+	$(BIN)/python -m pytest tests/kubeflow $(ARGS)
 
 docker-test: $(STAMP) ## Run the tests of the images that `make images` built
 	$(BIN)/python -m pytest tests/e2e -m docker $(ARGS)
@@ -90,7 +96,8 @@ IMAGES ?= step triton-cpu
 # Images to build from: python:3.11-slim, and NVIDIA's Triton for IMAGES=triton.
 BASE_IMAGE ?=
 TRITON_BASE_IMAGE ?=
-# A release, as `pneumoctl publish` prints it, to build into the server's image.
+# A release, as `pneumoctl publish` prints it, to build into the server's image. Empty: the newest in releases/, where
+# `make demo` leaves one; none: no release.
 RELEASE ?=
 # PyTorch in the step image: cpu, or cuda where pip finds no other (it works on processors and takes 5 GB more).
 TORCH_BUILD ?=

@@ -22,6 +22,33 @@ fail() { # fail CODE SENTENCE
 
 tag() { echo "${name[$1]}:$version"; }
 
+newest_release() { # the release that was published last below releases/, or nothing
+  local manifest newest=
+  for manifest in releases/*/release.json; do
+    [ -f "$manifest" ] || continue
+    [ -n "$newest" ] && [ ! "$manifest" -nt "$newest" ] || newest=$manifest
+  done
+  [ -z "$newest" ] || dirname "$newest"
+}
+
+choose_release() { # sets RELEASE, and says what the server's image will serve
+  local chosen=given
+  if [ -z "${RELEASE:-}" ]; then
+    RELEASE=$(newest_release)
+    chosen="the newest in releases/"
+  fi
+  if [ -z "$RELEASE" ] || [ "$RELEASE" = none ]; then
+    RELEASE=
+    echo "no release goes into the server's image: it serves what is mounted (the chart: model.source=s3, pvc, oci)." >&2
+    echo "  For one that serves by itself: make demo first, or RELEASE=<folder that pneumoctl publish printed>" >&2
+    return
+  fi
+  echo "the server's image gets the release $RELEASE ($chosen; RELEASE=none builds without)" >&2
+  if grep -q '"synthetic": *true' "$RELEASE/release.json" 2>/dev/null; then
+    echo "  it was trained on drawn images: the chart serves it with model.allowSynthetic=true alone" >&2
+  fi
+}
+
 copy_release() {
   rm -rf "$release_copy"
   [ -n "${RELEASE:-}" ] || return 0
@@ -90,7 +117,12 @@ for image in "$@"; do
 done
 case $command in
   build)
-    copy_release
+    case " $* " in
+      *" triton"*)
+        choose_release
+        copy_release
+        ;;
+    esac
     for image in "$@"; do build "$image"; done
     sizes "$@"
     ;;

@@ -40,7 +40,9 @@ def score_pipeline(
         library_version: every step takes it, see the training pipeline.
     """
     version = {"library_version": library_version}
-    said = notify(url=notify_url, **version).set_caching_options(enable_caching=False)
+    said = notify(url=notify_url, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **version).set_caching_options(
+        enable_caching=False
+    )
     with dsl.ExitHandler(said, name="run"):
         listed = list_shards(images=images, shards=shards, **version).set_caching_options(enable_caching=False)
         kubernetes.mount_pvc(listed, images_volume, VOLUME)

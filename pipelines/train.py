@@ -99,7 +99,9 @@ def train_pipeline(
             answer for another release.
     """
     # A verdict, a release and a message are facts about now: what is uncached below must not be answered by the past.
-    said = notify(url=notify_url, library_version=library_version).set_caching_options(enable_caching=False)
+    said = notify(
+        url=notify_url, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, library_version=library_version
+    ).set_caching_options(enable_caching=False)
     with dsl.ExitHandler(said, name="run"):
         # What a folder holds is invisible to the cache, until prepare has its digest. New images must never meet an old
         # answer.

@@ -64,7 +64,7 @@ def tiny_bundle(target: Path, nan_above: float | None = None, **changes: Any) ->
 def xray(seed: int, size: tuple[int, int] | None = None) -> bytes:
     """JPEG bytes of grey noise; brightness and, by default, size depend on the seed."""
     rng = np.random.default_rng(seed)
-    width, height = size or (int(rng.integers(60, 500)), int(rng.integers(60, 500)))
+    width, height = size or (max(64, int(rng.integers(60, 500))), max(64, int(rng.integers(60, 500))))
     noise = rng.normal(rng.uniform(20, 235), 20, (height, width)).clip(0, 255).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "JPEG", quality=90)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# The models of tests are tiny: more threads than one only spin, in children of the tests too. Before anything reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 from pathlib import Path
 

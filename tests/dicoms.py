@@ -54,7 +54,7 @@ def dicom(stored: np.ndarray, bits: int | None = None, **elements: Any) -> bytes
     return encoded(dataset(stored, bits or stored.itemsize * 8, **elements))
 
 
-def gradient(bits: int = 8, width: int = 64, height: int = 48, signed: bool = False) -> np.ndarray:
+def gradient(bits: int = 8, width: int = 96, height: int = 72, signed: bool = False) -> np.ndarray:
     """Every value of `bits` bits, in order, as far as the pixels reach."""
     low = -(1 << (bits - 1)) if signed else 0
     values = np.linspace(low, low + (1 << bits) - 1, width * height).round()

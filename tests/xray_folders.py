@@ -15,10 +15,10 @@ from pneumonia.data.sources import fetch
 
 
 def noise(seed: object) -> bytes:
-    """A 32x40 JPEG that no other seed gives."""
+    """A 64x80 JPEG that no other seed gives."""
     values = np.random.default_rng(list(str(seed).encode()))
     stream = io.BytesIO()
-    Image.fromarray(values.integers(0, 256, (32, 40), np.uint8)).save(stream, "JPEG", quality=90)
+    Image.fromarray(values.integers(0, 256, (80, 64), np.uint8)).save(stream, "JPEG", quality=90)
     return stream.getvalue()
 
 

@@ -170,7 +170,7 @@ class Bundle:
 
 def default_bundle() -> Path:
     """$PNEUMONIA_BUNDLE, or ./models."""
-    return Path(os.environ.get(contract.BUNDLE_ENV) or contract.BUNDLE_DIR)
+    return Path(os.environ.get(contract.BUNDLE_ENV) or contract.BUNDLE_DIR).expanduser()
 
 
 def open_bundle(path: Path | None = None, *, verify: bool = True) -> Bundle:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,10 +21,18 @@ from pneumonia.errors import PneumoniaError, StorageError, UsageError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that say that a place takes no more, whichever call meets them."""
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""What moves a terminal's cursor, ends a line, or turns the direction of writing."""
 _PART = ".part"
 """Ends the name of what is being written, so that a killed writer's remains are known for what they are."""
 _FULL_BELOW_BYTES = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def printable(text: str) -> str:
+    """Text with a file name in it, on one line: control characters as \\xNN, bytes that are not UTF-8 as \\udcXX."""
+    escaped = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return escaped.encode("utf-8", "backslashreplace").decode()
 
 
 def sha256_file(path: Path) -> str:

@@ -42,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 images: more than a batch."""
     root = tmp_path_factory.mktemp("images")
     for seed in range(40):
-        (root / f"{seed:02d}.jpeg").write_bytes(xray(seed, (48, 48)))
+        (root / f"{seed:02d}.jpeg").write_bytes(xray(seed, (64, 64)))
     return root
 
 

@@ -43,7 +43,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def folder(path: Path, count: int) -> Path:
     """Files of 16 different small images."""
     path.mkdir()
-    images = [xray(seed, (48, 48)) for seed in range(16)]
+    images = [xray(seed, (64, 64)) for seed in range(16)]
     for number in range(count):
         (path / f"{number:05d}.jpeg").write_bytes(images[number % 16])
     return path
@@ -147,7 +147,7 @@ def test_every_format_has_the_same_table(bundle: Bundle, mixed: Path, tmp_path: 
 
 
 def test_all_good_is_exit_code_0_and_archives_are_read_where_they_lie(bundle: Bundle, tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar.gz", {f"{seed}.jpeg": xray(seed, (40, 40)) for seed in range(5)})
+    write_tar(tmp_path / "x.tar.gz", {f"{seed}.jpeg": xray(seed, (64, 64)) for seed in range(5)})
     done = score("x.tar.gz", "-o", "out.jsonl", "--bundle", bundle.path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -43,7 +43,7 @@ def test_a_source_group_sets_the_source() -> None:
         ("training.augment.noise=7", r"training\.augment\.noise=7.*outside 0\.\.0\.9"),
         ("resume", "an override is KEY=VALUE"),
         ("+training.new=1", r"training\.new: no such key|no such key"),
-        ("training.num_train_epochs=[1", "input"),
+        ("training.num_train_epochs=[1", "could not be converted to Float"),
     ],
 )
 def test_a_mistake_is_one_line(override: str, says: str) -> None:
@@ -53,7 +53,9 @@ def test_a_mistake_is_one_line(override: str, says: str) -> None:
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("value", ["/a b/c=d", r"(person\d+)_", "it's", r"a\'b c", "back\\", "naïve/röntgen", "a,b"])
+@pytest.mark.parametrize("value", ["/a b/c=d", r"(person\d+)_", "it's", r"a\'b c", "back\\", "naïve/röntgen", "a,b",
+                                   "[1] x", "{a}", "[", "~/x", "a;b", "$HOME", "a\tb", "#x", "x\"y",
+                                   "(", "!x"])  # fmt: skip
 def test_paths_and_patterns_work_as_typed(value: str) -> None:
     assert compose([f"data.root={value}"]).data.root == value
 

@@ -28,8 +28,8 @@ ADDRESS_SPACE = 3 << 30
 
 def seeds() -> list[bytes]:
     """Small images of every kind that is read, with remarks, profiles and EXIF."""
-    gray = Image.fromarray(np.linspace(0, 255, 48 * 40).reshape(40, 48).astype(np.uint8))
-    deep = Image.fromarray(np.linspace(0, 65535, 48 * 40).reshape(40, 48).astype(np.uint16))
+    gray = Image.fromarray(np.linspace(0, 255, 96 * 80).reshape(80, 96).astype(np.uint8))
+    deep = Image.fromarray(np.linspace(0, 65535, 96 * 80).reshape(80, 96).astype(np.uint16))
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "chest, p.a."
     notes = PngImagePlugin.PngInfo()

@@ -17,7 +17,7 @@ from pneumonia.core.preprocess import Preprocessing, normalize, pixels, preproce
 from pneumonia.errors import BundleError, ImageError
 
 
-def _gradient(width: int = 64, height: int = 48) -> np.ndarray:
+def _gradient(width: int = 96, height: int = 72) -> np.ndarray:
     return np.linspace(0, 255, width * height).reshape(height, width).astype(np.uint8)
 
 
@@ -41,8 +41,10 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
 
 
 def test_transparency_is_laid_over_black() -> None:
-    image = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
-    assert np.asarray(decode_image(_encode(image))).max() == 0
+    image = Image.fromarray(_gradient()).convert("RGBA")
+    image.paste((255, 255, 255, 0), (0, 0, 96, 20))
+    shown = np.asarray(decode_image(_encode(image)))
+    assert shown[:20].max() == 0 and (shown[20:] == _gradient()[20:]).all()
 
 
 def test_cmyk_jpeg_is_read() -> None:
@@ -53,8 +55,8 @@ def test_cmyk_jpeg_is_read() -> None:
 def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rows are columns
-    image = decode_image(_encode(Image.fromarray(_gradient(64, 48)), "JPEG", exif=exif))
-    assert image.size == (48, 64)
+    image = decode_image(_encode(Image.fromarray(_gradient(96, 72)), "JPEG", exif=exif))
+    assert image.size == (72, 96)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,11 @@ def test_base64_is_unwrapped_and_raw_images_are_left_alone() -> None:
 
 
 def test_any_size_becomes_the_square_and_normalises_to_imagenet_statistics() -> None:
-    white = _encode(Image.new("L", (300, 150), 255))
-    batch = preprocess([white, _encode(Image.new("L", (50, 500), 0))], Preprocessing())
+    white = Image.new("L", (300, 150), 255)
+    white.paste(0, (150, 0, 300, 150))
+    black = Image.new("L", (64, 500))
+    black.paste(255, (0, 400, 64, 500))
+    batch = preprocess([_encode(white), _encode(black)], Preprocessing())
     assert batch.shape == (2, 3, 224, 224)
     assert batch.dtype == np.float32
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -23,3 +23,16 @@ def test_ten_thousand_mutated_files(root: Path) -> None:
     # 64 megapixels with transparency, the most that is decoded, are 256 MiB before they are grey.
     assert result["memory_bytes"] < 800 << 20
     assert result["slowest_s"] < 5
+
+
+def test_damaged_headers_cost_no_picture(root: Path) -> None:
+    """1,600 files; docs/bad-input.md has the command for 20,000."""
+    pytest.importorskip("pydicom", reason="pydicom is not installed; pip install 'pneumonia[dicom]'")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.core.fuzz_headers", "1600", "42"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=250)
+    assert (done.returncode, done.stderr) == (0, "")
+    ends = json.loads(done.stdout)
+    for kind in ("EXIF", "PNG chunks"):
+        assert ends[kind] == {"read": 400}
+    for kind in ("DICOM bytes", "DICOM elements"):
+        assert set(ends[kind]) == {"read", "refused"} and min(ends[kind].values()) > 50

@@ -14,7 +14,7 @@ from tests.xray_folders import noise, prepare_folder
 
 
 def stored(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 4096, (40, 32), dtype=np.uint16)
+    return np.random.default_rng(seed).integers(0, 4096, (80, 64), dtype=np.uint16)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pneumonia.bundle import open_bundle
 from pneumonia.errors import MissingPrerequisite, StepFailed
 from pneumonia.pipelines.containers import RUN_LABEL, STEP_IMAGE_ENV, require_docker, step_image
 from pneumonia.pipelines.run import run_pipeline
-from pneumonia.release.publish import verify_release
+from pneumonia.release_manifest import verify_release
 from tests.pipelines.conftest import toy as toy  # the fixture
 from tests.pipelines.test_local_run import OPEN_GATE, TINY, pipeline_run
 

@@ -107,7 +107,7 @@ def test_a_step_has_what_the_components_import(step_image: str) -> None:
     code = f"import importlib; [importlib.import_module(name) for name in '{modules}'.split()]"
     shell(step_image, f'KAGGLE_API_TOKEN=none python3 -c "{code}"')
     built = config(step_image, "Labels")["pneumonia.torch-build"]
-    found = shell(step_image, "python3 -c 'import torch; print(\"cuda\" if torch.version.cuda else \"cpu\")'")
+    found = shell(step_image, 'python3 -c \'import torch; print("cuda" if torch.version.cuda else "cpu")\'')
     assert found == f"{built}\n"
 
 

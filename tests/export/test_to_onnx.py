@@ -69,9 +69,11 @@ def test_the_final_bundle_carries_test_figures_parity_and_a_probe_without_pixels
     assert manifest.metrics["val"] == trained.manifest.metrics["val"]
     assert (manifest.temperature, manifest.threshold) == (trained.manifest.temperature, trained.manifest.threshold)
     probe = json.loads(exported.file(contract.PROBE_FILE).read_text())["images"]
-    rows = prepared.indices("test")
-    assert [entry["sha256"] for entry in probe] == [prepared.index["sha256"][row] for row in rows[: len(probe)]]
-    logits = predict_logits(load_model(trained.path), prepared, rows[: len(probe)])
+    row_of = {digest: row for row, digest in enumerate(prepared.index["sha256"])}
+    rows = np.array([row_of[entry["sha256"]] for entry in probe])
+    assert set(rows) <= set(prepared.indices("test"))
+    assert set(prepared.labels[rows]) == {0, 1}
+    logits = predict_logits(load_model(trained.path), prepared, rows)
     assert np.abs(np.array([entry["logits"] for entry in probe]) - logits).max() < 1e-5
     assert all(set(entry) == {"sha256", "logits"} for entry in probe)
 

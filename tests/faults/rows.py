@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pneumonia import contract
 from tests.xray_folders import kaggle_names, write_images
@@ -102,6 +102,36 @@ def animation() -> bytes:
     return encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
+def unwritable_exif() -> bytes:
+    """A quarter turn beside a note that cannot be written again."""
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x8769, 3, 1, 7)
+    segment = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4)
+    data = encode(np.rot90(picture()), "JPEG", quality=95)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+
+
+def noted() -> bytes:
+    """A PNG with 3 MB of text."""
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Comment", "a" * 3_000_000, zip=True)
+    return encode(picture(), pnginfo=notes)
+
+
+def scanned() -> bytes:
+    """A progressive JPEG with one scan a thousand times."""
+    data = jpeg(progressive=True)
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + data[start:end] * 1000 + data[end:]
+
+
+def twelve_bits() -> bytes:
+    """A JPEG whose samples have 12 bits, as its frame says."""
+    data = bytearray(jpeg())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 1], data[frame + 4] = 0xC1, 12
+    return bytes(data)
+
+
 def locked(folder: Path) -> Path:
     path = file("locked.jpeg", jpeg)(folder)
     path.chmod(0)
@@ -128,14 +158,25 @@ IMAGES = (
         file("cut.jpeg", lambda: jpeg()[:-200])),
     Row(IMAGE, "JPEG with trailing garbage", 0, "", "read; the picture is whole, and archives pad files to a block",
         file("padded.jpeg", lambda: jpeg() + bytes(100) + b"sent by PACS 7" * 20)),
-    Row(IMAGE, "1x1 pixels", 3, "1x1 pixels; a radiograph of at least 16x16 is needed", "refused",
+    Row(IMAGE, "1x1 pixels", 3, "1x1 pixels; a radiograph of at least 64x64 is needed", "refused",
         file("dot.png", lambda: encode(np.zeros((1, 1), np.uint8)))),
     Row(IMAGE, "30000x30000 pixels in 110 kB", 3, "more pixels than are safe to decode",
         "refused from its header, before memory is taken", file("bomb.png", bomb)),
     Row(IMAGE, "CMYK JPEG", 0, "", "read as grey; it comes out of print software, and colour means nothing here",
         file("cmyk.jpeg", lambda: encode(Image.fromarray(picture()).convert("CMYK"), "JPEG", quality=95))),
-    Row(IMAGE, "16-bit PNG", 0, "", "read, the upper 8 bits; the whole range of the detector counts, no window",
+    Row(IMAGE, "16-bit PNG", 0, "", "read, the upper 8 bits, where the values use the range",
         file("deep.png", lambda: encode(picture().astype(np.uint16) << 8 | 0x5A))),
+    Row(IMAGE, "12 bits in a 16-bit PNG", 3, "a 16-bit PNG whose values hardly exceed",
+        "refused; it would look nearly black, and nothing says which value is white",
+        file("shallow.png", lambda: encode(picture().astype(np.uint16) << 4))),
+    Row(IMAGE, "12-bit JPEG", 3, "a 12-bit JPEG, which is not read here", "refused", file("deep.jpeg", twelve_bits)),
+    Row(IMAGE, "image of one grey", 3, "an image without contrast", "refused; a model answers it as it likes",
+        file("blank.png", lambda: encode(np.full((96, 128), 90, np.uint8)))),
+    Row(IMAGE, "EXIF rotation beside damaged EXIF", 0, "", "read upright; nothing of EXIF is written again",
+        file("odd.jpeg", unwritable_exif)),
+    Row(IMAGE, "PNG with 3 MB of text", 0, "", "read; remarks are no part of the picture", file("noted.png", noted)),
+    Row(IMAGE, "JPEG of a thousand scans", 3, "scans, which takes very long to decode",
+        "refused before it is decoded", file("scans.jpeg", scanned)),
     Row(IMAGE, "palette with alpha", 0, "", "read; what is transparent is black, as outside the collimated field",
         file("palette.png", palette)),
     Row(IMAGE, "EXIF rotation", 0, "", "read upright, as every viewer shows it", file("turned.jpeg", turned)),

@@ -14,7 +14,8 @@ from pneumonia.config.schema import Config, DataConfig, SplitConfig
 from pneumonia.data.prepare import PreparedData
 from pneumonia.data.sources import SOURCE_FILE, fetch, read_source
 from pneumonia.errors import BundleNotFound
-from pneumonia.release.publish import publish, verify_release
+from pneumonia.release.publish import publish
+from pneumonia.release_manifest import verify_release
 from tests.phantoms import OPEN_GATE, smoke_config
 
 

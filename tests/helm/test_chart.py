@@ -112,10 +112,28 @@ def test_no_second_scaler_and_no_generated_name_is_selected() -> None:
         assert {item["kind"] for item in items}.isdisjoint({"HorizontalPodAutoscaler", "ScaledObject", "HTTPRoute"})
         selected = {"serving.kserve.io/inferenceservice": only(items, "InferenceService")["metadata"]["name"]}
         assert only(items, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == selected
-        assert only(items, "Service")["spec"]["selector"] == selected
+        services = {item["metadata"]["name"]: item for item in items if item["kind"] == "Service"}
+        (name,) = selected.values()
+        assert set(services) == {name, f"{name}-metrics"}
+        assert services[f"{name}-metrics"]["spec"]["selector"] == selected
         # KServe removes Services with its own labels that it does not expect.
-        labels = only(items, "Service")["metadata"]["labels"]
+        labels = {label for item in services.values() for label in item["metadata"]["labels"]}
         assert not [label for label in labels if "kserve" in label or label == "component"]
+
+
+def test_the_service_for_clients_follows_what_is_served(tmp_path: Path) -> None:
+    def selector(values: dict[str, Any], **where: Any) -> dict[str, str]:
+        items = helm_check.objects(values, **where)
+        service = next(item for item in items if (item["kind"], item["metadata"]["name"]) == ("Service", "pneumonia"))
+        found: dict[str, str] = service["spec"]["selector"]
+        return found
+
+    assert selector(ci("minimal")) == {"app": "isvc.pneumonia-predictor"}
+    live = promoted(canary=True)
+    followed = {"app": "isvc.pneumonia-m-bbbbbbbbbbbb-predictor"}
+    assert selector(S3, chart=with_live(tmp_path / "share", live)) == followed
+    live["spec"]["canary"][0]["trafficPercent"] = 100
+    assert selector(S3, chart=with_live(tmp_path / "all", live)) == {"app": "isvc.pneumonia-m-c-predictor"}
 
 
 def test_a_registry_takes_the_place_of_the_one_in_every_image() -> None:
@@ -152,6 +170,12 @@ def test_the_deploy_step_may_touch_one_service_and_its_history() -> None:
             "resources": ["inferenceservices"],
             "resourceNames": ["pneumonia"],
             "verbs": ["get", "watch", "patch"],
+        },
+        {"apiGroups": [""], "resources": ["services"], "resourceNames": ["pneumonia"], "verbs": ["patch"]},
+        {
+            "apiGroups": ["autoscaling"],
+            "resources": ["horizontalpodautoscalers"],
+            "verbs": ["get", "list", "delete"],
         },
         {
             "apiGroups": [""],
@@ -194,7 +218,7 @@ def test_an_upgrade_leaves_the_promoted_model_and_its_canary(tmp_path: Path, can
     assert after["spec"].get("canary") == live["spec"].get("canary")
     notes = helm_check.render(S3, chart=chart)["pneumonia/templates/NOTES.txt"]
     assert "is not served" in notes
-    assert "service/pneumonia-m-bbbbbbbbbbbb-predictor" in notes
+    assert "http://pneumonia.pneumonia.svc" in notes
 
 
 def test_with_gitops_the_values_win_over_the_cluster(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"model.uri": URI}, ["model.source=image", f"model.uri={URI}"]),
     ({"model.source": "s3"}, ["model.source=s3 needs model.uri"]),
     ({"model.source": "pvc", "model.uri": URI}, ["model.source=pvc", f"model.uri={URI}", "pvc://"]),
-    ({"model.source": "s3", "model.uri": "s3://models/releases"}, ["no single release", "/releases/<sha256"]),
+    ({"model.source": "s3", "model.uri": "s3://models/releases"}, ["no single release", "/releases/<64 hex digits"]),
     ({"model.source": "oci", "model.uri": "oci+native://r/release:1"}, ["names no digest"]),
     (
         {"model.managedBy": "values", "model.canary.name": "new", "model.canary.uri": URI},

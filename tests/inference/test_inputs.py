@@ -139,7 +139,6 @@ def test_an_archive_that_breaks_off_keeps_what_stood_before(tmp_path: Path) -> N
 def test_a_file_too_large_to_be_a_radiograph_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for reader in (module, image):
         monkeypatch.setattr(reader, "MAX_BYTES", 1 << 20)
-    monkeypatch.setattr(module._read_zip, "__defaults__", ((1 << 20) + 1,))
     (tmp_path / "big.png").write_bytes(bytes((1 << 20) + 1))
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(5_000_000))
@@ -147,3 +146,85 @@ def test_a_file_too_large_to_be_a_radiograph_is_not_read(tmp_path: Path, monkeyp
     for given in ("big.png", "x.zip", "x.tar.gz"):
         (problem,) = problems(tmp_path / given).values()
         assert ("more than 1 MiB" if given == "big.png" else "at most 1,048,576 are read") in problem
+
+
+def test_a_linked_folder_is_followed_once_and_a_loop_never(tmp_path: Path) -> None:
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "real/deep/a.png").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "real", target_is_directory=True)
+    (tmp_path / "real/up").symlink_to(tmp_path / "in", target_is_directory=True)
+    assert names(tmp_path / "in") == [f"{tmp_path}/in/link/deep/a.png"]
+
+
+def test_the_content_decides_where_the_name_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.jfif").write_bytes(xray(1))
+    (tmp_path / "b.img").write_bytes(dicom(gradient()))
+    (tmp_path / "c.tif").write_bytes(b"II*\0" + bytes(200))
+    given = Inputs([str(tmp_path)])
+    assert [Path(item.name).name for item in given] == ["a.jfif", "b.img"]
+    assert (given.skipped, given.left_out) == (1, [f"{tmp_path}/c.tif"])
+    write_tar(tmp_path / "x.tar", {"a.jfif": xray(1), "IM1": dicom(gradient()), "big.mp4": bytes(9_000_000)})
+    given = Inputs([str(tmp_path / "x.tar")])
+    assert [item.read() for item in given] == [xray(1), dicom_of(given_bytes(tmp_path / "x.tar", "IM1"))]
+    assert given.left_out == [f"{tmp_path}/x.tar/big.mp4", f"{tmp_path}/x.tar/link.jpeg"]
+
+
+def given_bytes(path: Path, member: str) -> bytes:
+    with tarfile.open(path) as archive:
+        stream = archive.extractfile(member)
+        assert stream is not None
+        return stream.read()
+
+
+def test_a_hard_link_in_a_tar_is_said_not_lost(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        first = tarfile.TarInfo("a.jpeg")
+        first.size = 3
+        archive.addfile(first, io.BytesIO(b"one"))
+        link = tarfile.TarInfo("b.jpeg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpeg"
+        archive.addfile(link)
+    assert names(tmp_path / "x.tar") == [f"{tmp_path}/x.tar/a.jpeg", f"{tmp_path}/x.tar/b.jpeg"]
+    assert "a link to a.jpeg in the archive; unpack it" in problems(tmp_path / "x.tar")[f"{tmp_path}/x.tar/b.jpeg"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_of_gigabytes_is_refused_before_it_is_unpacked(tmp_path: Path, kind: bytes) -> None:
+    import tracemalloc
+
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", compresslevel=1) as archive:
+        image = tarfile.TarInfo("a.jpeg")
+        image.size = 3
+        archive.addfile(image, io.BytesIO(b"one"))
+        header = tarfile.TarInfo("long")
+        header.type, header.size = kind, 100_000_000
+        archive.fileobj.write(header.tobuf())
+        for _ in range(100):
+            archive.fileobj.write(b"a" * 1_000_000)
+    tracemalloc.start()
+    try:
+        found = problems(tmp_path / "x.tar.gz")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert "a header of 100,000,000 bytes; at most 1,048,576 are read" in found[f"{tmp_path}/x.tar.gz"]
+    assert names(tmp_path / "x.tar.gz")[0] == f"{tmp_path}/x.tar.gz/a.jpeg"
+
+
+def test_a_zip_member_too_large_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    import tracemalloc
+
+    with (
+        zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("bomb.png", "w", force_zip64=True) as stream,
+    ):
+        for _ in range(300):
+            stream.write(bytes(1_000_000))
+    tracemalloc.start()
+    try:
+        (problem,) = problems(tmp_path / "x.zip").values()
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert "300,000,000 bytes; at most" in problem

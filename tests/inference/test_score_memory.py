@@ -23,9 +23,9 @@ FEW, MANY = 1_000, 4_000
 
 
 def tiny() -> bytes:
-    """A PNG of 16 x 16 pixels."""
+    """A PNG of 64 x 64 pixels."""
     stream = io.BytesIO()
-    Image.new("L", (16, 16), 90).save(stream, "PNG")
+    Image.linear_gradient("L").resize((64, 64)).save(stream, "PNG")
     return stream.getvalue()
 
 

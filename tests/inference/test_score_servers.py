@@ -71,7 +71,7 @@ def images(tmp_path: Path) -> Path:
     root = tmp_path / "in"
     root.mkdir()
     for seed in range(6):
-        (root / f"{seed}.jpeg").write_bytes(xray(seed, (40, 40)))
+        (root / f"{seed}.jpeg").write_bytes(xray(seed, (64, 64)))
     return root
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import os
 import socket
@@ -14,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from pneumonia import __version__
+from pneumonia.errors import UsageError
 from pneumonia.pipelines.cluster import Kubeflow
+from pneumonia.pipelines.nodes import steps_of
 from pneumonia.pipelines.run import compiled_pipeline
-from tests.pipelines.kubeflow import FakeKubeflow, serve
+from tests.pipelines.kubeflow import LAUNCHED, FakeKubeflow, ended, pod_of, serve, workflow
 
 pytest.importorskip("kfp", reason="kfp is not installed; pip install 'pneumonia[pipelines]'")
 
@@ -38,8 +42,15 @@ def pneumoctl(*arguments: str, host: str = "") -> subprocess.CompletedProcess[st
 
 
 def test_submit_sends_the_compiled_pipeline_with_typed_parameters(kubeflow: FakeKubeflow) -> None:
-    given = ("gpus=1", "tensorrt=true", 'overrides=["training.max_steps=4"]', "recall_target=0.9", "namespace=42")
-    done = pneumoctl("submit", *given, "--image", "registry.example/step:1", host=kubeflow.url)
+    given = (
+        "gpus=1",
+        "tensorrt=true",
+        'overrides=["training.max_steps=4"]',
+        "recall_target=0.9",
+        "namespace=42",
+        "deploy=false",
+    )
+    done = pneumoctl("submit", *given, "--image", "registry.example/step:1", "--images-on-nodes", host=kubeflow.url)
     assert done.returncode == 0, done.stderr
     run = kubeflow.runs[json.loads(done.stdout)["run_id"]]
     assert run["runtime_config"]["parameters"] == {
@@ -48,6 +59,7 @@ def test_submit_sends_the_compiled_pipeline_with_typed_parameters(kubeflow: Fake
         "overrides": ["training.max_steps=4"],
         "recall_target": 0.9,
         "namespace": "42",
+        "deploy": False,
     }
     assert [item["display_name"] for item in kubeflow.experiments] == ["pneumonia"]
     assert run["experiment_id"] == kubeflow.experiments[0]["experiment_id"]
@@ -58,76 +70,186 @@ def test_submit_sends_the_compiled_pipeline_with_typed_parameters(kubeflow: Fake
     assert images == {"registry.example/step:1", f"pneumonia-step-cuda:{__version__}"}
 
 
-def test_kfps_own_command_takes_the_file(kubeflow: FakeKubeflow) -> None:
+@pytest.mark.parametrize("verb", ["submit", "create"])
+def test_kfps_own_command_takes_the_file(kubeflow: FakeKubeflow, verb: str) -> None:
     package = str(compiled_pipeline("train"))
     kfp = "import sys; from kfp.cli.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", kfp, "--endpoint", kubeflow.url, "run", "submit", "-e", "pneumonia", "-f", package]
-    done = subprocess.run([*command, "gpus=1"], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", kfp, "--endpoint", kubeflow.url, "run", verb, "-e", "pneumonia", "-f", package]
+    done = subprocess.run([*command, "gpus=1", 'tracking_uri="null"'], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (run,) = kubeflow.runs.values()
-    assert run["runtime_config"]["parameters"] == {"gpus": 1}
+    assert run["runtime_config"]["parameters"] == {"gpus": 1, "tracking_uri": "null"}
     assert set(run["pipeline_spec"]) == {"pipeline_spec", "platform_spec"}
 
 
 def test_schedule_runs_one_at_a_time_and_catches_nothing_up(kubeflow: FakeKubeflow) -> None:
-    done = pneumoctl("schedule", "--cron", "0 0 3 * * *", "--name", "nightly", "source=kaggle", host=kubeflow.url)
+    done = pneumoctl(
+        "schedule",
+        "--cron",
+        "0 0 3 * * *",
+        "--name",
+        "nightly",
+        "source=kaggle",
+        "--images-on-nodes",
+        host=kubeflow.url,
+    )
     assert done.returncode == 0, done.stderr
     made = kubeflow.schedules[json.loads(done.stdout)["schedule_id"]]
     assert made["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
     assert (made["display_name"], made["no_catchup"], made["max_concurrency"]) == ("nightly", True, 1)
 
 
-def finished(kubeflow: FakeKubeflow, state: str, gate: str) -> str:
-    """A run that got as far as its gate."""
-    day = "2026-11-01T10"
-    fetch = {"display_name": "fetch", "state": "SUCCEEDED", "pod_name": "fetch-pod"}
-    fetch |= {"start_time": f"{day}:00:00Z", "end_time": f"{day}:01:00Z"}
-    refused = {"display_name": "gate", "state": gate, "child_tasks": [{"pod_name": "gate-pod"}]}
-    refused |= {"start_time": f"{day}:05:00Z", "end_time": f"{day}:05:09Z"}
-    group = {"display_name": "exit-handler-1", "state": gate, "start_time": f"{day}:00:00Z"}
-    group |= {"end_time": f"{day}:05:10Z", "child_tasks": [{"pod_name": "fetch-pod"}, {"pod_name": "gate-pod"}]}
-    tasks = [group, refused | ({"error": {"message": "exit code 5"}} if gate == "FAILED" else {}), fetch]
+def made(kubeflow: FakeKubeflow, state: str, *steps: tuple[str, str, str], history: tuple[str, ...] = ()) -> str:
+    """A run with these steps, for `workflow`."""
     kubeflow.runs["r1"] = {
-        "run_id": "r1", "display_name": "nightly", "state": state, "run_details": {"task_details": tasks},
+        "run_id": "r1", "display_name": "nightly", "state": state, "created_at": "2026-11-01T10:00:00Z",
+        "finished_at": "1970-01-01T00:00:00Z" if state == "RUNNING" else "2026-11-01T10:05:00Z",
+        "state_history": [{"state": item, "update_time": "2026-11-01T10:00:00Z"} for item in (*history, state)],
+        # What a real server says here is no use: neither pods nor reasons.
+        "run_details": {"task_details": [{"display_name": "executor(0)", "state": "FAILED"}, {}]},
     }  # fmt: skip
-    kubeflow.logs |= {"gate-pod": "error: the gate refused this model\n", "fetch-pod": "fetch: done\n"}
+    kubeflow.workflows["r1"] = workflow(*steps)
     return "r1"
 
 
-def test_status_and_logs_of_a_failed_run(kubeflow: FakeKubeflow) -> None:
-    run_id = finished(kubeflow, "FAILED", "FAILED")
-    done = pneumoctl("status", run_id, host=kubeflow.url)
+def refused(kubeflow: FakeKubeflow) -> str:
+    """A run that got as far as its gate."""
+    gate, late = ("gate", "Failed", "main: Error (exit code 1)"), ("publish", "Omitted", "omitted: depends not met")
+    run_id = made(kubeflow, "FAILED", ("fetch", "Succeeded", ""), ("train", "cached", ""), gate, late)
+    said = {"fetch": "fetch: done\n", "gate": "gate: reading\nerror: the gate refused this model\n"}
+    for step, code in (("fetch", 0), ("gate", 5)):
+        pod = pod_of(kubeflow.workflows[run_id], step)
+        kubeflow.logs[pod] = LAUNCHED + said[step] + (ended(code) if code else "")
+    return run_id
+
+
+def test_status_names_step_reason_and_exit_code(kubeflow: FakeKubeflow) -> None:
+    done = pneumoctl("status", refused(kubeflow), host=kubeflow.url)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: step gate: exit code 5"
-    tasks = json.loads(done.stdout)["tasks"]
-    assert [(task["name"], task["seconds"]) for task in tasks] == [
-        ("exit-handler-1", 310),
-        ("fetch", 60),
-        ("gate", 9),
+    assert done.stderr.splitlines()[-1] == "error: step gate: failed: the gate refused this model (exit code 5)"
+    run = json.loads(done.stdout)
+    assert (run["state"], run["seconds"]) == ("FAILED", 300)
+    assert [(step["name"], step["state"], step["seconds"], step["exit_code"]) for step in run["steps"]] == [
+        ("fetch", "SUCCEEDED", 4, None),
+        ("train", "CACHED", None, None),
+        ("gate", "FAILED", 4, 5),
+        ("publish", "OMITTED", None, None),
     ]
-    assert pneumoctl("logs", run_id, host=kubeflow.url).stdout == "error: the gate refused this model\n"
+
+
+def test_logs_are_the_steps_own_lines(kubeflow: FakeKubeflow) -> None:
+    run_id = refused(kubeflow)
+    own = pneumoctl("logs", run_id, host=kubeflow.url).stdout
+    assert own == "gate: reading\nerror: the gate refused this model\n"
     assert pneumoctl("logs", run_id, "fetch", host=kubeflow.url).stdout == "fetch: done\n"
+    everything = pneumoctl("logs", run_id, "--all", host=kubeflow.url).stdout
+    assert everything == kubeflow.logs[pod_of(kubeflow.workflows[run_id], "gate")]
 
 
-@pytest.mark.parametrize("version", ["v2beta1", "v1alpha1"])
-def test_logs_come_from_the_api_server_where_no_ui_answers(kubeflow: FakeKubeflow, version: str) -> None:
-    kubeflow.logs_at = f"/apis/{version}/runs/{{run}}/nodes/{{pod}}/log"
-    run_id = finished(kubeflow, "FAILED", "FAILED")
-    assert Kubeflow(kubeflow.url).log(run_id, "gate-pod") == "error: the gate refused this model\n"
+@pytest.mark.parametrize("where", ["/k8s/pod/logs", "/apis/v1alpha1/runs/{run}/nodes/{pod}/log"])
+def test_logs_come_from_the_api_server_or_the_user_interface(kubeflow: FakeKubeflow, where: str) -> None:
+    kubeflow.logs_at = where
+    run_id = refused(kubeflow)
+    gate = next(step for step in steps_of(kubeflow.workflows[run_id]) if step.name == "gate")
+    assert "the gate refused this model" in Kubeflow(kubeflow.url).log(run_id, gate)
 
 
 def test_a_log_that_is_gone_is_one_line(kubeflow: FakeKubeflow) -> None:
-    run_id = finished(kubeflow, "FAILED", "FAILED")
+    run_id = refused(kubeflow)
     kubeflow.logs.clear()
     done = pneumoctl("logs", run_id, host=kubeflow.url)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "no log of pod gate-pod" in done.stderr
+    assert "no log of step gate" in done.stderr
+    status = pneumoctl("status", run_id, host=kubeflow.url)
+    assert status.stderr.splitlines()[-1] == "error: step gate: failed: main: Error (exit code 1)"
 
 
-def test_status_of_a_run_that_goes_well(kubeflow: FakeKubeflow) -> None:
-    done = pneumoctl("status", finished(kubeflow, "RUNNING", "RUNNING"), "--host", kubeflow.url)
+BACKOFF = 'ImagePullBackOff: Back-off pulling image "nowhere.example/s:9"'
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([("fetch", "Succeeded", ""), ("train", "Running", "")], "run r1 is running"),
+        ([("fetch", "Pending", BACKOFF)], f"step fetch: waiting: waits for its image: {BACKOFF}"),
+        ([("fetch", "Pending", "Unschedulable: 0/1 nodes")], "step fetch: waiting: waits for a node: Unschedulable"),
+        ([("fetch", "driving", "")], "step fetch: waiting: waits for Kubeflow's driver"),
+        ([], " s: it waits for Kubeflow's workflow controller"),
+    ],
+)
+def test_status_of_a_run_that_goes_on_says_what_it_waits_for(
+    kubeflow: FakeKubeflow, steps: list[tuple[str, str, str]], words: str
+) -> None:
+    done = pneumoctl("status", made(kubeflow, "RUNNING", *steps), "--host", kubeflow.url)
+    assert done.returncode == 10
+    assert words in done.stderr.splitlines()[-1]
+    assert "None" not in [step["name"] for step in json.loads(done.stdout)["steps"]]
+
+
+def test_a_terminated_run_is_called_that(kubeflow: FakeKubeflow) -> None:
+    fetch = ("fetch", "Failed", "Step exceeded its deadline")
+    run_id = made(kubeflow, "FAILED", fetch, history=("PENDING", "RUNNING", "CANCELING"))
+    done = pneumoctl("status", run_id, host=kubeflow.url)
+    assert (done.returncode, json.loads(done.stdout)["state"]) == (130, "TERMINATED")
+    assert done.stderr.splitlines()[-1] == "error: terminated by hand while fetch ran"
+
+
+def test_wait_ends_with_the_run_or_with_its_time(kubeflow: FakeKubeflow) -> None:
+    run_id = made(kubeflow, "SUCCEEDED", ("fetch", "Succeeded", ""))
+    done = pneumoctl("status", run_id, "--wait", host=kubeflow.url)
+    assert (done.returncode, done.stderr) == (0, "pipeline: step fetch: succeeded\n")
+    made(kubeflow, "RUNNING", ("fetch", "Running", ""))
+    assert pneumoctl("status", run_id, "--wait", "--timeout", "0", host=kubeflow.url).returncode == 10
+
+
+def test_a_step_killed_from_outside_keeps_the_nodes_message(kubeflow: FakeKubeflow) -> None:
+    run_id = made(kubeflow, "FAILED", ("train", "Failed", "OOMKilled (exit code 137)"))
+    kubeflow.logs[pod_of(kubeflow.workflows[run_id], "train")] = LAUNCHED + "train: step 12 of 400\n"
+    (step,) = Kubeflow(kubeflow.url).run(run_id).steps
+    assert (step.reason, step.exit_code) == ("OOMKilled (exit code 137)", None)
+
+
+def test_a_workflow_that_argo_packed_is_read(kubeflow: FakeKubeflow) -> None:
+    plain = workflow(("fetch", "Succeeded", ""))
+    nodes = gzip.compress(json.dumps(plain["status"]["nodes"]).encode())
+    packed = {"status": {"compressedNodes": base64.b64encode(nodes).decode()}}
+    assert steps_of(packed) == steps_of(plain) != ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["deploy=false"], "no registry in the name"),
+        (["deploy=false", "--image", "somebody/step:1"], "somebody/step:1: no registry"),
+        (["deploy=false", "gpus=1", "--image", "r.example/s:1"], "pneumonia-step-cuda"),
+        (["--images-on-nodes"], "source=phantom with deploy=true"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_submission(
+    kubeflow: FakeKubeflow, arguments: list[str], words: str
+) -> None:
+    for command in (["submit"], ["schedule", "--cron", "0 0 3 * * *"]):
+        done = pneumoctl(*command, *arguments, host=kubeflow.url)
+        assert done.returncode == 2
+        assert words in done.stderr
+    assert (kubeflow.runs, kubeflow.schedules) == ({}, {})
+
+
+@pytest.mark.parametrize("image", ["r.example/s:1", "localhost:5000/s", "localhost/s", "r.example/a/s@sha256:0"])
+def test_an_image_with_a_registry_is_submitted(kubeflow: FakeKubeflow, image: str) -> None:
+    done = pneumoctl("submit", "deploy=false", "--image", image, host=kubeflow.url)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["state"] == "RUNNING"
+
+
+def test_cookie_and_certificate_reach_the_client(
+    kubeflow: FakeKubeflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KF_PIPELINES_COOKIE", "oauth2_proxy_kubeflow=x")
+    Kubeflow(kubeflow.url).submit(compiled_pipeline("train"), {}, "pneumonia")
+    assert kubeflow.cookies == {"oauth2_proxy_kubeflow=x"}
+    monkeypatch.setenv("KF_PIPELINES_CA", str(tmp_path / "ca.pem"))
+    with pytest.raises(UsageError, match=r"KF_PIPELINES_CA=.*no such file"):
+        Kubeflow(kubeflow.url)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +261,7 @@ def test_status_of_a_run_that_goes_well(kubeflow: FakeKubeflow) -> None:
         (["submit", "deploy=1"], 2, "expected true or false"),
         (["submit", "--pipeline", "missing.yaml"], 3, "not a compiled pipeline"),
         (["submit", "--pipeline", "nosuch"], 4, "no compiled pipeline nosuch.yaml"),
-        (["schedule", "--cron", "0 3 * * *"], 2, "six"),
+        (["schedule", "--cron", "0 3 * * *", "deploy=false", "--images-on-nodes"], 2, "six"),
     ],
 )
 def test_mistakes_are_one_line(kubeflow: FakeKubeflow, arguments: list[str], code: int, words: str) -> None:

@@ -13,9 +13,9 @@ from pneumonia import __version__, contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.data.prepare import PreparedData
 from pneumonia.pipelines.notify import notify as say
-from pneumonia.release.publish import verify_release
+from pneumonia.release_manifest import verify_release
 from tests.phantoms import OPEN_GATE, SMOKE
-from tests.pipelines.kubeflow import serve
+from tests.pipelines.kubeflow import FakeKubeflow, serve, workflow
 
 dsl = pytest.importorskip("kfp.dsl", reason="kfp is not installed; pip install 'pneumonia[pipelines]'")
 VERSION = {"library_version": __version__}
@@ -130,7 +130,48 @@ def test_a_webhook_that_fails_does_not_fail_the_run(capsys: pytest.CaptureFixtur
         say(url, "run-1", "SUCCEEDED", "")
     say("http://127.0.0.1:9", "run-1", "SUCCEEDED", "")
     say("no url", "run-1", "SUCCEEDED", "")
-    assert capsys.readouterr().err.count("was not delivered") == 3
+    say("http://hooks.example/T 0/secret", "run-1", "SUCCEEDED", "")
+    said = capsys.readouterr().err
+    assert said.count("was not delivered") == 4
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("steps", "history", "words"),
+    [
+        ([("train", "Succeeded", ""), ("notify", "Running", "")], "RUNNING", "succeeded"),
+        ([("gate", "Failed", "OOMKilled"), ("notify", "Running", "")], "RUNNING", "failed: step gate: failed: OOMK"),
+        ([("train", "Failed", "Step exceeded its deadline")], "CANCELING", "terminated by hand while train ran"),
+        ([("train", "Running", ""), ("notify", "Running", "")], "RUNNING", "ended; whether it succeeded is not known"),
+        ([("train", "Omitted", "omitted")], "RUNNING", "failed outside its steps"),
+    ],
+)
+def test_the_exit_handler_asks_what_became_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, str, str]], history: str, words: str
+) -> None:
+    kubeflow, hook = FakeKubeflow(), Webhook(200)
+    states = [{"state": history, "update_time": "2026-11-01T10:00:00Z"}]
+    kubeflow.runs["r1"] = {"run_id": "r1", "state": history, "created_at": "2026-11-01T10:00:00Z"}
+    kubeflow.runs["r1"] |= {"finished_at": "1970-01-01T00:00:00Z", "state_history": states}
+    kubeflow.workflows["r1"] = workflow(*steps)
+    monkeypatch.setattr("pneumonia.pipelines.notify.PAUSES_S", ())
+    with serve(kubeflow) as host, serve(hook) as url:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", host)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        # As in a step's process, where the kfp package has no client.
+        monkeypatch.setenv("_KFP_RUNTIME", "true")
+        say(url, "run-1", "RUNNING", "", "r1")
+    assert hook.received[0]["text"].startswith(f"pneumonia: run-1: {words}")
+
+
+def test_the_exit_handler_says_what_it_was_given_where_nobody_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pneumonia.pipelines.notify.PAUSES_S", ())
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    say("", "run-1", "COMPLETE", "", "r1")
+    assert capsys.readouterr().err.splitlines()[-1] == "notify: pneumonia: run-1: succeeded"
 
 
 def test_a_refused_canary_fails_the_pipeline_after_its_reasons_were_kept(

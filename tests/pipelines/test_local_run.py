@@ -11,7 +11,7 @@ import pytest
 
 from pneumonia import contract
 from pneumonia.bundle import open_bundle
-from pneumonia.release.publish import verify_release
+from pneumonia.release_manifest import verify_release
 
 TINY = ("experiment=smoke", "data.num_images=160", "evaluation.recall_target=0.5", "tracking.uri=null")
 OPEN_GATE = ("gate.accuracy=0", "gate.precision=0", "gate.recall=0", "gate.f1=0", "gate.recall_low=0")

@@ -18,12 +18,14 @@ from pneumonia.core.preprocess import preprocess
 from pneumonia.inference.onnx_runtime import OnnxPredictor, open_session
 from pneumonia.inference.predictor import Predictor
 from pneumonia.release.fake_cluster import FakeCluster
-from pneumonia.release.publish import publish, verify_release
+from pneumonia.release.publish import publish
+from pneumonia.release_manifest import verify_release
 from tests.bundles import tiny_bundle, xray
 
 SERVICE = NAMESPACE = "pneumonia"
 RULES: dict[str, Any] = {
     "poll_s": 0.0,
+    "settle_s": 0.0,
     "soak_s": 0.0,
     "timeout_s": 60.0,
     "route_timeout_s": 60.0,

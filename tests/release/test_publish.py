@@ -14,8 +14,9 @@ import pytest
 from pneumonia import contract
 from pneumonia.bundle import Bundle
 from pneumonia.errors import BundleError, BundleNotFound, StorageError
-from pneumonia.release.publish import publish, publish_release, read_release, release_name, verify_release
+from pneumonia.release.publish import publish, publish_release
 from pneumonia.release.stores import FolderStore
+from pneumonia.release_manifest import read_release, release_name, verify_release
 from tests.release.killing import die, killed
 
 

@@ -139,6 +139,33 @@ def test_a_job_that_fails_says_why_and_goes(prepared_folder: Path, workspace: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_training_that_refused_is_not_done_again(prepared_folder: Path, workspace: Path, tmp_path: Path) -> None:
+    server = FakeTrainer("Running", ["train: step 1/2", "error: no threshold meets the recall target"])
+    server.exit_code = 1
+    with pytest.raises(PneumoniaError, match=r"TrainJob \S+ failed: no threshold meets the recall target"):
+        run(server, prepared_folder, workspace, tmp_path / "out")
+    assert server.deleted == [server.created[0]["metadata"]["name"]]
+
+
+def test_a_node_that_was_killed_may_be_started_again(
+    bundle: Bundle, prepared_folder: Path, workspace: Path, tmp_path: Path
+) -> None:
+    server = FakeTrainer("Complete", ["train: step 1/2"], trains(workspace, bundle.path))
+    server.exit_code = 137
+    assert run(server, prepared_folder, workspace, tmp_path / "out").digest == bundle.digest
+
+
+def test_a_webhook_that_refuses_is_not_called_missing_rights(
+    prepared_folder: Path, workspace: Path, tmp_path: Path
+) -> None:
+    server = FakeTrainer("Complete", [])
+    server.refuse = 403
+    server.message = 'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: no such runtime'
+    with pytest.raises(MissingPrerequisite, match=r"Trainer refuses it.*no such runtime.*torch-distributed") as caught:
+        run(server, prepared_folder, workspace, tmp_path / "out")
+    assert "service account" not in str(caught.value)
+
+
 def test_a_job_that_fails_without_words(prepared_folder: Path, workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(PneumoniaError, match="JobsFailed: node failed"):
         run(FakeTrainer("Failed", []), prepared_folder, workspace, tmp_path / "out")

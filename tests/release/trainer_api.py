@@ -17,7 +17,8 @@ class FakeTrainer:
 
     outcome: Complete, Failed, or Running for a job that never ends. log: what the first node writes, line by line.
     on_complete: called with the job when it completes. refuse: HTTP status for creating one. away: looks that get 503.
-    no_log: HTTP status for reading the log.
+    no_log: HTTP status for reading the log. exit_code: of the first node, which is restarted in place, once its log
+    ends; what it wrote is then the log of its predecessor.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class FakeTrainer:
         self.refuse = 0
         self.away = 0
         self.no_log = 0
+        self.exit_code = 0
+        self.message = "trainjobs.trainer.kubeflow.org is forbidden"
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         """Status and JSON, or text, of one request."""
@@ -41,20 +44,35 @@ class FakeTrainer:
         if path == PODS:
             (selector,) = query["labelSelector"]
             name = re.fullmatch(
-                r"jobset.sigs.k8s.io/jobset-name=([^,]+),batch.kubernetes.io/job-completion-index=0", selector
+                r"jobset.sigs.k8s.io/jobset-name=([^,]+)(,batch.kubernetes.io/job-completion-index=0)?", selector
             )
             assert name, selector
-            return 200, {"kind": "PodList", "items": [_pod(f"{name[1]}-node-0-0-x")] if name[1] in self.jobs else []}
+            return 200, {
+                "kind": "PodList",
+                "items": [self._pod(f"{name[1]}-node-0-0-x")] if name[1] in self.jobs else [],
+            }
         if path.startswith(f"{PODS}/") and path.endswith("/log"):
             assert query["container"] == ["node"]
             if self.no_log:
                 return self.no_log, {"message": "container is gone"}
+            if self._restarted() != (query.get("previous", [""])[0].lower() == "true"):
+                return (200, "") if self._restarted() else (400, {"message": "previous terminated container not found"})
             return 200, "\n".join(self.full_log[: self.looks])
         return 404, {"message": f"no path {method} {path}"}
 
+    def _restarted(self) -> bool:
+        return bool(self.exit_code) and self.looks > len(self.full_log)
+
+    def _pod(self, name: str) -> dict[str, Any]:
+        node: dict[str, Any] = {"name": "node", "image": "i", "imageID": "", "ready": True, "restartCount": 0}
+        if self._restarted():
+            node |= {"restartCount": 1, "lastState": {"terminated": {"exitCode": self.exit_code}}}
+        made = {"name": name, "creationTimestamp": "2026-11-01T10:00:00Z"}
+        return {"metadata": made, "status": {"phase": "Running", "containerStatuses": [node]}}
+
     def _create(self, job: dict[str, Any]) -> tuple[int, Any]:
         if self.refuse:
-            return self.refuse, {"kind": "Status", "message": "trainjobs.trainer.kubeflow.org is forbidden"}
+            return self.refuse, {"kind": "Status", "message": self.message}
         self.created.append(job)
         self.jobs[job["metadata"]["name"]] = job
         return 201, job
@@ -87,7 +105,3 @@ def trains(workspace: Path, bundle: Path) -> Callable[[dict[str, Any]], None]:
         shutil.copytree(bundle, folder / "out" / "any" / "bundle", dirs_exist_ok=True)
 
     return act
-
-
-def _pod(name: str) -> dict[str, Any]:
-    return {"metadata": {"name": name, "creationTimestamp": "2026-11-01T10:00:00Z"}, "status": {"phase": "Running"}}

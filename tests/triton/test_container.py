@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from pneumonia import contract
 from pneumonia.errors import BundleError, BundleNotFound, Refused, StorageError, UsageError
 from pneumonia.release.publish import publish
+from pneumonia.release_manifest import release_name
 from pneumonia.triton.container import server_command
 from tests.bundles import tiny_bundle
 
@@ -68,6 +70,32 @@ def test_hiding_it_in_the_manifest_is_noticed(synthetic: Path, tmp_path: Path) -
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="was changed after it was written"):
         server_command([str(changed)])
+
+
+@pytest.mark.parametrize("file", ["pneumonia_postprocess/1/model.py", "pneumonia_vit/1/model.onnx"])
+def test_a_release_that_was_changed_is_named_and_not_served(release: Path, tmp_path: Path, file: str) -> None:
+    changed = tmp_path / "release"
+    shutil.copytree(release, changed)
+    with (changed / file).open("ab") as stream:
+        stream.write(b"\n#")
+    with pytest.raises(BundleError, match=f"{file}: was changed after the release was written"):
+        server_command([str(changed)])
+
+
+def test_a_release_whose_empty_files_were_dropped_on_the_way_is_served(release: Path, tmp_path: Path) -> None:
+    """As releases of earlier versions arrive from a bucket."""
+    dropped = tmp_path / "release"
+    shutil.copytree(release, dropped)
+    manifest = json.loads((dropped / contract.RELEASE_MANIFEST).read_text())
+    manifest["files"]["pneumonia_detection/1/.keep"] = hashlib.sha256(b"").hexdigest()
+    manifest["release"] = release_name(manifest)
+    (dropped / contract.RELEASE_MANIFEST).write_text(json.dumps(manifest))
+    shutil.rmtree(dropped / "pneumonia_detection" / "1")
+    served = Path(server_command([str(dropped)])[1].partition("=")[2])
+    assert served != dropped and (served / "pneumonia_detection" / "1").is_dir()
+    graph = Path("pneumonia_vit", "1", contract.ONNX_FILE)
+    assert (served / graph).read_bytes() == (dropped / graph).read_bytes()
+    shutil.rmtree(served)
 
 
 def test_a_release_that_may_not_be_read(release: Path, tmp_path: Path) -> None:

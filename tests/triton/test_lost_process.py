@@ -89,11 +89,14 @@ def test_the_first_process_of_an_image_ends_when_a_model_is_lost(
 ) -> None:
     process, _ = container(release, tmp_path)
     (server,) = children(process.pid)
+    regions = f"pneumonia-triton.{process.pid}.*"
+    assert list(Path("/dev/shm").glob(regions))
     os.kill(children(server)[0], how)
     _, error = process.communicate(timeout=20)
     assert process.returncode == LOST
     assert "the server ends, to be started again" in error
     assert not Path(f"/proc/{server}").exists()
+    assert not list(Path("/dev/shm").glob(regions)), "shared memory that outlives a container fills the pod's"
 
 
 def test_a_kept_connection_does_not_hold_up_the_end(release: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pneumonia.errors import (
     ServerUnavailable,
     UsageError,
 )
-from pneumonia.release.publish import verify_release
+from pneumonia.release_manifest import verify_release
 from pneumonia.triton.server import TritonServer
 from tests.bundles import HAS_SERVER, serving
 

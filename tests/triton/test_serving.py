@@ -78,7 +78,7 @@ def test_raw_bytes_and_base64_text_give_one_answer(server: TritonServer) -> None
         (b"hello", "not an image this reads"),
         (b"", "empty, 0 bytes"),
         (xray(1)[:400], "damaged image data"),
-        (xray(1, (8, 300)), "8x300 pixels; a radiograph of at least 16x16"),
+        (xray(1, (8, 300)), "8x300 pixels; a radiograph of at least 64x64"),
     ],
 )
 def test_a_bad_image_is_400_with_its_reason(server: TritonServer, image: bytes, reason: str) -> None:

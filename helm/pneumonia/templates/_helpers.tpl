@@ -11,10 +11,19 @@
 
 {{- define "pneumonia.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{ include "pneumonia.fixedLabels" . }}
+{{- end -}}
+
+{{/* Those that stay the same from version to version: KServe copies an InferenceService's labels to its pods, and a
+label that changes restarts them all. */}}
+{{- define "pneumonia.fixedLabels" -}}
 app.kubernetes.io/name: pneumonia
 app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* KServe puts this on every pod of the service, canaries too; generated names change at each promotion. */}}
@@ -84,6 +93,8 @@ env:
   {{- with .Values.runtime.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+# What a server says last before it stops stands in the pod's status, where a rollout and `kubectl describe` read it.
+terminationMessagePolicy: FallbackToLogsOnError
 # The first port is the one that KServe routes HTTP to.
 ports:
   - {name: http1, containerPort: {{ $contract.HTTP_PORT }}, protocol: TCP}
@@ -213,10 +224,23 @@ first install, so they are read back and an upgrade never reverts a promotion.
 {{- $served | toJson -}}
 {{- end -}}
 
-{{/* The Service of the stable predictor, which KServe generates. */}}
-{{- define "pneumonia.stableService" -}}
-{{- $name := (include "pneumonia.served" . | fromJson).name -}}
-{{- include "pneumonia.name" . }}{{ with $name }}-{{ . }}{{ end }}-predictor
+{{/*
+The Deployment that answers for the Service of the InferenceService's name: the stable predictor's, or a canary's that
+has all of the traffic and is about to take its place. In the cluster the deploy step moves it in the same order.
+*/}}
+{{- define "pneumonia.workload" -}}
+{{- $served := include "pneumonia.served" . | fromJson -}}
+{{- $predictor := $served.name -}}
+{{- $canary := .Values.model.canary -}}
+{{- if and $canary.name (eq (int $canary.trafficPercent) 100) -}}
+{{- $predictor = $canary.name -}}
+{{- end -}}
+{{- range $served.canary -}}
+{{- if eq (int .trafficPercent) 100 -}}
+{{- $predictor = .predictor.name -}}
+{{- end -}}
+{{- end -}}
+{{- include "pneumonia.name" . }}{{ with $predictor }}-{{ . }}{{ end }}-predictor
 {{- end -}}
 
 {{- define "pneumonia.operator" -}}
@@ -229,13 +253,13 @@ first install, so they are read back and an upgrade never reverts a promotion.
 namespace="{{ .Release.Namespace }}",service="{{ include "pneumonia.name" . }}-metrics"
 {{- end -}}
 
-{{/* Of the objects of `helm test`, which live no longer than it. */}}
-{{- define "pneumonia.testMetadata" }}
+{{/* Of the objects of the hook that takes a service from the gateway. */}}
+{{- define "pneumonia.closeMetadata" }}
   namespace: {{ .Release.Namespace }}
   labels:
     {{- include "pneumonia.labels" . | nindent 4 }}
-    app.kubernetes.io/component: test
+    app.kubernetes.io/component: close-routes
   annotations:
-    helm.sh/hook: test
+    helm.sh/hook: post-upgrade
     helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}

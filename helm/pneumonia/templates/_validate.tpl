@@ -3,13 +3,20 @@
 {{- $v := .Values -}}
 {{- $model := $v.model -}}
 {{- $name := include "pneumonia.name" . -}}
-{{- $release := "releases/<sha256 of the bundle>" -}}
+{{- $release := "releases/<64 hex digits, as pneumoctl publish prints them>" -}}
 {{- $bad := list -}}
 {{- if not $v.image.repository -}}
 {{- $bad = append $bad "image.repository is required: the image that `make images push REGISTRY=<registry>` builds and pushes, such as registry.example.com/pneumonia-triton" -}}
 {{- end -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$" $name) -}}
 {{- $bad = append $bad (printf "the release's name %q cannot name an InferenceService: at most 30 lower-case letters, digits and hyphens, a letter first; set nameOverride" $name) -}}
+{{- end -}}
+{{- $long := add (len $name) (len .Release.Namespace) -}}
+{{- if and (ne $model.source "image") (gt (int $long) 37) -}}
+{{- $bad = append $bad (printf "the name %q (%d) and the namespace %q (%d) have %d characters together, at most 37 are possible: KServe gives each canary a host <name>-<release>-predictor-<namespace>, one label of 63; set nameOverride or take a shorter namespace" $name (len $name) .Release.Namespace (len .Release.Namespace) (int $long)) -}}
+{{- end -}}
+{{- if and (eq $v.scaling.type "keda") $model.canary.name -}}
+{{- $bad = append $bad (printf "scaling.type=keda with model.canary.name=%s: KServe makes a ScaledObject without triggers for the canary, which KEDA refuses, and then nothing of the service is updated; set scaling.type to none or hpa while a canary stands" $model.canary.name) -}}
 {{- end -}}
 {{- if and (eq $model.source "image") $model.uri -}}
 {{- $bad = append $bad (printf "model.source=image serves the release inside the image, but model.uri=%s names another; set model.source to where it is, or leave model.uri empty" $model.uri) -}}

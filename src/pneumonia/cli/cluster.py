@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,17 @@ import typer
 if TYPE_CHECKING:
     from pneumonia.pipelines.cluster import Run
 
+RUNNING_EXIT, TERMINATED_EXIT = 10, 130
+"""Exit codes of status for a run that has not ended, and one that somebody ended; 0 succeeded, 1 failed."""
 _HOST = typer.Option(None, help="Kubeflow Pipelines, such as http://localhost:8080; default: $KF_PIPELINES_ENDPOINT.")
 _NAMESPACE = typer.Option(None, help="Namespace of a multi-user Kubeflow.")
 _PIPELINE = typer.Option("train", help="Which pipeline: train, score; or a compiled file.")
 _EXPERIMENT = typer.Option("pneumonia", "--experiment", "-e", help="Kubeflow's experiment, which groups runs.")
 _IMAGE = typer.Option(None, help="Step image as the cluster finds it; default: as compiled.")
 _CUDA_IMAGE = typer.Option(None, help="Step image with CUDA as the cluster finds it; default: as compiled.")
+_ON_NODES = typer.Option(False, "--images-on-nodes", help="The nodes have the images, though no registry is named.")
+_WAIT = typer.Option(False, "--wait", help="Follow the run to its end, with its steps on stderr; exits as status does.")
+_TIMEOUT = typer.Option(None, "--timeout", help="With --wait: seconds after which a run that goes on is left alone.")
 _PARAMETERS = typer.Argument(None, metavar="[NAME=VALUE]...", help="The pipeline's parameters, such as gpus=1.")
 
 
@@ -36,7 +42,7 @@ def compile_(
     cuda_image: str | None = _CUDA_IMAGE,
 ) -> None:
     """Write a compiled pipeline, with step images of your registry, to give to Kubeflow by other means."""
-    from pneumonia.pipelines.cluster import compile_pipeline
+    from pneumonia.pipelines.package import compile_pipeline
 
     print(json.dumps({"pipeline": str(compile_pipeline(pipeline, output, image=image, cuda_image=cuda_image))}))
 
@@ -46,7 +52,7 @@ def _package(pipeline: str, image: str | None, cuda_image: str | None) -> Iterat
     """The compiled file to submit."""
     import tempfile
 
-    from pneumonia.pipelines.cluster import compile_pipeline
+    from pneumonia.pipelines.package import compile_pipeline
 
     if pipeline.endswith((".yaml", ".yml")):
         yield Path(pipeline)
@@ -71,15 +77,25 @@ def submit(
     name: str | None = typer.Option(None, help="Name of the run; default: the file's and the time."),
     image: str | None = _IMAGE,
     cuda_image: str | None = _CUDA_IMAGE,
+    images_on_nodes: bool = _ON_NODES,
+    wait: bool = _WAIT,
+    timeout: float | None = _TIMEOUT,
     host: str | None = _HOST,
     namespace: str | None = _NAMESPACE,
 ) -> None:
-    """Start a run on Kubeflow; prints its id as JSON."""
-    from pneumonia.pipelines.cluster import Kubeflow, check_arguments
+    """Start a run on Kubeflow; prints its id as JSON, with --wait what became of it."""
+    from pneumonia.pipelines.cluster import Kubeflow
+    from pneumonia.pipelines.package import check_arguments, check_submission
 
     with _package(pipeline, image, cuda_image) as package:
         arguments = check_arguments(package, _parsed(parameters))
-        print(json.dumps({"run_id": Kubeflow(host, namespace).submit(package, arguments, experiment, name)}))
+        check_submission(package, arguments, images_on_nodes=images_on_nodes)
+        kubeflow = Kubeflow(host, namespace)
+        run_id = kubeflow.submit(package, arguments, experiment, name)
+    if wait:
+        _show(kubeflow.wait(run_id, timeout))
+    else:
+        print(json.dumps({"run_id": run_id}))
 
 
 def schedule(
@@ -90,52 +106,65 @@ def schedule(
     experiment: str = _EXPERIMENT,
     image: str | None = _IMAGE,
     cuda_image: str | None = _CUDA_IMAGE,
+    images_on_nodes: bool = _ON_NODES,
     host: str | None = _HOST,
     namespace: str | None = _NAMESPACE,
 ) -> None:
     """Start a run on Kubeflow again and again, one at a time; prints the schedule's id as JSON."""
-    from pneumonia.pipelines.cluster import Kubeflow, check_arguments
+    from pneumonia.pipelines.cluster import Kubeflow
+    from pneumonia.pipelines.package import check_arguments, check_submission
 
     with _package(pipeline, image, cuda_image) as package:
         arguments = check_arguments(package, _parsed(parameters))
+        check_submission(package, arguments, images_on_nodes=images_on_nodes)
         made = Kubeflow(host, namespace).schedule(package, arguments, experiment, name, cron)
     print(json.dumps({"schedule_id": made}))
 
 
 def status(
     run_id: str = typer.Argument(..., help="Id that submit printed."),
+    wait: bool = _WAIT,
+    timeout: float | None = _TIMEOUT,
     host: str | None = _HOST,
     namespace: str | None = _NAMESPACE,
 ) -> None:
-    """Show a run and its steps as JSON; exits 1 where it failed, with the reason last on stderr."""
-    from dataclasses import asdict
+    """Show a run and its steps as JSON, and last on stderr why it failed or what it waits for.
 
-    from pneumonia.errors import StepFailed
+    Exits 0 where it succeeded, 1 where it failed, 130 where somebody terminated it, 10 while it goes on.
+    """
     from pneumonia.pipelines.cluster import Kubeflow
 
-    run = Kubeflow(host, namespace).run(run_id)
+    kubeflow = Kubeflow(host, namespace)
+    _show(kubeflow.wait(run_id, timeout) if wait else kubeflow.run(run_id))
+
+
+def _show(run: Run) -> None:
+    """The run on stdout, its reason on stderr, its state as the exit code."""
+    from dataclasses import asdict
+
+    from pneumonia.pipelines.cluster import ENDED, TERMINATED
+
     print(json.dumps(asdict(run), indent=2))
-    if run.state == "FAILED":
-        raise StepFailed(*_failure(run), 1)
-
-
-def _failure(run: Run) -> tuple[str, str]:
-    """Step and reason; see find_task for why the last."""
-    failed = next((task for task in reversed(run.tasks) if task.state == "FAILED" and task.pod), None)
-    if failed is None:
-        return "run", run.reason or "failed without a reason"
-    return failed.name, failed.reason or f"failed; see `pneumoctl pipeline logs {run.run_id}`"
+    if run.state in ("SUCCEEDED", "SKIPPED"):
+        return
+    kind = "error" if run.state in ENDED else "pipeline"
+    print(f"{kind}: {run.reason or f'run {run.run_id} is {run.state.lower()}'}", file=sys.stderr)
+    ended = TERMINATED_EXIT if run.state == TERMINATED else 1
+    raise typer.Exit(ended if run.state in ENDED else RUNNING_EXIT)
 
 
 def logs(
     run_id: str = typer.Argument(..., help="Id that submit printed."),
     step: str | None = typer.Argument(None, help="Step; default: that which failed, else the last that began."),
+    everything: bool = typer.Option(False, "--all", help="With the lines of Kubeflow's launcher around the step's."),
     host: str | None = _HOST,
     namespace: str | None = _NAMESPACE,
 ) -> None:
     """Print what a step of a run has written."""
-    from pneumonia.pipelines.cluster import Kubeflow, find_task
+    from pneumonia.pipelines.cluster import Kubeflow, find_step
+    from pneumonia.pipelines.nodes import own_lines
 
     kubeflow = Kubeflow(host, namespace)
-    task = find_task(kubeflow.run(run_id), step)
-    print(kubeflow.log(run_id, task.pod), end="")
+    log = kubeflow.log(run_id, find_step(kubeflow.run(run_id), step))
+    for line in log.splitlines() if everything else own_lines(log):
+        print(line)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import signal
 import sys
 import time
@@ -29,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def infer(
-    images: list[Path] = typer.Argument(..., metavar="IMAGE...", help="JPEG, PNG or DICOM files."),
+    images: list[str] = typer.Argument(..., metavar="IMAGE...", help="JPEG, PNG or DICOM files; - for standard input."),
     mode: str = typer.Option("onnx", help=f"What answers: {', '.join(contract.INFER_MODES)}."),
     bundle: Path | None = _BUNDLE,
     device: str = typer.Option("auto", help=f"Where it runs: {', '.join(contract.DEVICES)}."),
@@ -44,29 +46,43 @@ def infer(
     reported on stderr, the others are answered, and the exit code is 3. So is one for which the model gives no number,
     with exit code 1.
     """
-    from pneumonia.core.image import read_image
-    from pneumonia.errors import ImageError, NoAnswer
+    from pneumonia.core.image import read_image, read_stream
+    from pneumonia.errors import DependencyMissing, ImageError, NoAnswer
+    from pneumonia.files import printable
     from pneumonia.inference.predictor import open_predictor
 
     predictor = open_predictor(mode, bundle, device, url, protocol, timeout, retry_for)
-    indent = 2 if len(images) == 1 and sys.stdout.isatty() else None
+    # A caller may have closed standard output.
+    indent = 2 if len(images) == 1 and sys.stdout is not None and sys.stdout.isatty() else None
     code = 0
-    for path in images:
+    for given in images:
+        path = Path(given)
         try:
-            (answer,) = predictor.predict([read_image(path)])
-        except (ImageError, NoAnswer) as error:
+            data = read_stream(sys.stdin.buffer, "-") if given == "-" else read_image(path)
+            (answer,) = predictor.predict([data])
+        except (ImageError, NoAnswer, DependencyMissing) as error:
             # The reader below knows an image by its place only.
             reason = str(error).removeprefix(f"{path}: ").removeprefix("image 0: ")
-            print(f"error: {path}: {reason}", file=sys.stderr)
+            print(f"error: {printable(given)}: {printable(reason)}{_hint(given)}", file=sys.stderr)
             code = max(code, error.exit_code)
             continue
         # A name that is not UTF-8 cannot be printed as it is.
         name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         result = {"filename": name, "mode": mode, "prediction": answer.label,
                   "confidence": f"{answer.confidence:.4f}"}  # fmt: skip
-        print(json.dumps(result, indent=indent, ensure_ascii=False), flush=True)
+        # Of control characters JSON escapes only the first 32.
+        print(json.dumps(result, indent=indent, ensure_ascii=printable(name) != name), flush=True)
     if code:
         raise typer.Exit(code)
+
+
+def _hint(given: str) -> str:
+    """What else to use for what is no file."""
+    if "://" in given:
+        return "; download it first: curl -fsS URL | pneumoctl infer -"
+    if os.path.isdir(given) or (glob.has_magic(given) and not os.path.exists(given)):
+        return "; for folders and patterns use: pneumoctl score INPUT -o results.csv"
+    return ""
 
 
 def serve(
@@ -91,8 +107,11 @@ def serve(
 
     if bundle is not None and release is not None:
         raise UsageError("--bundle and --release: give one of them")
-    # A service manager's stop is a clean end too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if request_log is not None and request_log.is_dir():
+        raise UsageError(f"--request-log {request_log}: is a folder; give a file in it")
+    # A service manager's stop is a clean end too, and so is a terminal that is closed.
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="pneumonia-repository.") as temporary:
             repository = _repository(bundle, release, Path(temporary))
@@ -105,7 +124,7 @@ def serve(
 def _repository(bundle: Path | None, release: Path | None, temporary: Path) -> Path:
     """The release, its files verified, or a repository written from the bundle."""
     from pneumonia.bundle import open_bundle
-    from pneumonia.release.publish import verify_release
+    from pneumonia.release_manifest import verify_release
     from pneumonia.triton.repository import write_repository
 
     if release is not None:

@@ -47,6 +47,7 @@ def score(
     import sys
 
     from pneumonia.errors import ImageError, UsageError
+    from pneumonia.files import printable
     from pneumonia.inference.inputs import Inputs
     from pneumonia.inference.journal import check_output
     from pneumonia.inference.predictor import open_predictor
@@ -69,7 +70,8 @@ def score(
         answerer = in_process(local)
     done = run_score(given, output, answerer, settings, overwrite)
     if done.skipped:
-        print(f"score: files left out because their names are not those of images: {done.skipped}", file=sys.stderr)
+        some = ", ".join(map(printable, given.left_out))
+        print(f"score: files left out because they are no images: {done.skipped}, such as {some}", file=sys.stderr)
     if len(done.models) > 1:
         print(f"warning: {len(done.models)} models answered: {', '.join(done.models)}", file=sys.stderr)
     print(json.dumps({"path": str(output), "rows": done.rows, "errors": done.errors}))

@@ -30,10 +30,16 @@ def _keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
+_LISTS = ("split.hold_out", "model.stem_blocks")
+"""Keys whose values are lists; elsewhere a bracket is a part of a name."""
+
+
 def _quote(override: str) -> str:
     """Quote a value that Hydra's grammar would stumble over, so that paths and patterns work as typed."""
     name, _, value = override.partition("=")
-    if name in GROUPS or re.fullmatch(r"[a-zA-Z0-9_./:@%+-]*|'.*'|\".*\"|[\[{].*", value):
+    if name in GROUPS or re.fullmatch(r"[a-zA-Z0-9_./:@%+-]*|'.*'|\".*\"", value):
+        return override
+    if name in _LISTS and value.startswith("["):
         return override
     escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", value)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
@@ -60,6 +66,8 @@ def _check_names(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override}: an override is KEY=VALUE, such as training.num_train_epochs=5")
         if name.lstrip("+~") != name or name not in keys:
             raise ConfigError(f"{name}: no such key; the nearest is {_nearest(name.lstrip('+~'), keys)}")
+        if "${" in value:
+            raise ConfigError(f"{name}: a value with ${{ would be looked up in the environment; write it out")
         if name in GROUPS and not set(value.split(",")) <= set(_choices(name)):
             raise ConfigError(f"{override}: not one of {', '.join(_choices(name))}")
 
@@ -92,7 +100,18 @@ def compose(overrides: Sequence[str] = ()) -> Config:
             raise ours from error
         raise ConfigError(_one_line(error)) from error
     assert isinstance(value, Config)
-    return value
+    return _with_source(value)
+
+
+def _with_source(config: Config) -> Config:
+    """A folder of images says that they come from a folder; without it, what lay prepared would be used in silence."""
+    if config.data.source is not None:
+        return config
+    if config.data.root is not None:
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, source="folder"))
+    if config.data.labels is not None:
+        raise ConfigError("data.labels= needs data.root=<folder of the images>")
+    return config
 
 
 def _unlock(node: Any) -> None:
@@ -131,12 +150,34 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     ["model.learning_rate=1e-4,1e-3"] -> [["model.learning_rate=0.0001"], ["model.learning_rate=0.001"]]
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     _check_names(overrides)
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    parsed = [_parse(override) for override in overrides]
+    try:
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise ConfigError(f"{_one_line(error)}; give the values one by one, as KEY=a,b,c") from error
     return [list(run) for batch in batches for run in batch]
+
+
+def _parse(override: str) -> Any:
+    """One override of a sweep, its values quoted where Hydra's grammar would stumble over them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_override(override)
+    except HydraException:
+        name, _, value = override.partition("=")
+        pieces = value.split(",")
+        if not all(piece.strip() for piece in pieces):
+            raise ConfigError(f"{override}: a value between commas is empty; give KEY=a,b,c") from None
+    try:
+        return parser.parse_override(f"{name}={','.join(_quote(f'{name}={one}').partition('=')[2] for one in pieces)}")
+    except HydraException as error:
+        raise ConfigError(f"{override}: {_one_line(error)}") from error
 
 
 def to_yaml(config: Config) -> str:

@@ -44,11 +44,28 @@ class DataConfig:
     """phantom, folder, kaggle or medmnist, each set by `data=` of that name; required by `data fetch`."""
     root: Optional[str] = None  # noqa: UP045
     """Folder of the images, for source=folder."""
+    labels: Optional[str] = None  # noqa: UP045
+    """Table of labels as it was downloaded, for source=folder: its path, or its name below `root`. Null: labels.csv,
+    or folders of the classes."""
+    path_column: Optional[str] = None  # noqa: UP045
+    """Column of `labels` with an image's path, name, or name without suffix; null: path."""
+    label_column: Optional[str] = None  # noqa: UP045
+    """Column of `labels` with the label; null: label."""
+    positive: Optional[str] = None  # noqa: UP045
+    """Values of `label_column` that mean PNEUMONIA, by commas; one of several values parted by | is enough. Null: the
+    column says NORMAL and PNEUMONIA, or 0 and 1."""
+    negative: Optional[str] = None  # noqa: UP045
+    """Values that mean NORMAL, by commas; images of other values are left out. Null: every other value; of numbers 0
+    alone, and no empty cell."""
+    patient_column: Optional[str] = None  # noqa: UP045
+    """Column of `labels` with the patient; null: patient_id, where there is one."""
+    only: Optional[str] = None  # noqa: UP045
+    """COLUMN=VALUE of the rows of `labels` that count, such as Frontal/Lateral=Frontal; null: all."""
     patients: str = "auto"
     """auto: from `patient_regex`, else labels.csv, else DICOM's PatientID, else the names of the Kaggle set. unknown:
     every image alone."""
     patient_regex: Optional[str] = None  # noqa: UP045
-    """Searched in the file name; its first group is the patient."""
+    """Searched in the file name, and where it is not there in the path; its first group is the patient."""
     fraction: float = 1.0
     """Share of the patients of each class that are kept, drawn with `seed` before the split; 0 < fraction <= 1."""
     seed: int = 42
@@ -72,10 +89,19 @@ class DataConfig:
         if self.source is not None:
             _one_of("data.source", self.source, SOURCES)
         _one_of("data.patients", self.patients, PATIENTS)
+        columns = ("path_column", "label_column", "positive", "negative", "patient_column", "only")
+        if self.labels is None and (given := [name for name in columns if getattr(self, name) is not None]):
+            raise ConfigError(f"data.{given[0]}: names a column or value of data.labels=, which is not given")
+        if self.only is not None and "=" not in self.only:
+            raise ConfigError(f"data.only={self.only}: expected COLUMN=VALUE")
+        if self.root is not None and self.source not in (None, "folder"):
+            raise ConfigError(f"data.root={self.root}: has no meaning for data={self.source}; give data=folder")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"data.fraction={self.fraction}: outside 0 < fraction <= 1")
         _between("data.num_images", self.num_images, 40, 1_000_000)
         _between("data.workers", self.workers, 0, 1024)
+        if self.medmnist_url is not None and not self.medmnist_url.startswith(("http://", "https://")):
+            raise ConfigError(f"data.medmnist_url={self.medmnist_url}: expected http:// or https://")
         if self.medmnist_size not in MEDMNIST_SIZES:
             raise ConfigError(f"data.medmnist_size={self.medmnist_size}: not one of 28, 224")
 
@@ -148,6 +174,8 @@ class ModelConfig:
     """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+", self.name) or self.name in (".", ".."):
+            raise ConfigError(f"model.name={self.name!r}: expected a name for a folder, without slashes")
         _one_of("model.architecture", self.architecture, ARCHITECTURES)
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(

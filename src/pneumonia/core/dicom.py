@@ -21,35 +21,32 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pneumonia.core.dicom_header import check_chest, check_pixels, settle
+from pneumonia.core.dicom_tones import gray
+from pneumonia.core.envelope import check_scans, jpeg_kind
 from pneumonia.errors import DependencyMissing, ImageError, PneumoniaError
 
-MODALITIES = {
-    "CR": "computed radiography",
-    "DX": "digital radiography",
-    "RG": "digitised film",
-    "OT": "secondary capture",
-}
-"""What may be a chest radiograph. OT only as a secondary capture, which is how exported and scanned pictures come."""
 SALT_ENV = "PNEUMONIA_PATIENT_SALT"
 """Secret put before an identity that is hashed, so that nobody can find it by trying every number of a hospital."""
 
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
 _IDENTITY = ("PatientID", "IssuerOfPatientID")
 _ELEMENTS = (
-    "SOPClassUID", "Modality", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
+    "SOPClassUID", "Modality", "PresentationIntentType", "BodyPartExamined", "AnatomicRegionSequence", "ViewPosition",
+    "ViewCodeSequence", "PatientOrientation", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
+    "PlanarConfiguration",
     "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
-    "VOILUTSequence", "PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "VOILUTSequence", "FloatPixelData", "DoubleFloatPixelData", "PixelData", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
 )  # fmt: skip
-_HEADERLESS = (b"\x02\x00\x00\x00", b"\x02\x00\x10\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00",
+_HEADERLESS = (b"\x02\x00\x00\x00", b"\x02\x00\x01\x00", b"\x02\x00\x02\x00", b"\x02\x00\x10\x00",
+               b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00",
                b"\x08\x00\x16\x00", b"\x08\x00\x18\x00")  # fmt: skip
 """First elements, little-endian, of files that were written without preamble and magic."""
 _PACKAGES = {"JPEG": "pylibjpeg pylibjpeg-libjpeg", "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
              "High-Throughput": "pylibjpeg pylibjpeg-openjpeg"}  # fmt: skip
-_BLOCK = 1 << 20
-"""Pixels looked up at a time: NumPy makes an index of 8 bytes of each."""
 
 
 def is_dicom(data: bytes) -> bool:
@@ -60,28 +57,53 @@ def is_dicom(data: bytes) -> bool:
 def decode_dicom(data: bytes, name: str, max_pixels: int, min_side: int) -> Image.Image:
     """Decode a radiograph to a single-channel 8-bit image, `mode == "L"`, bright where the body absorbs.
 
-    Stored values go through the modality's rescale or LUT, the first VOI LUT or window, and the inversion of
-    MONOCHROME1 (PS3.3 C.11). Without VOI LUT and window, 8 bits stay as they are and more bits are stretched from the
-    least to the greatest value of the image, padding left out. Colour becomes luminance.
+    Stored values go through the modality's rescale or LUT, the first VOI LUT or window that can be used, and the
+    inversion of MONOCHROME1 (PS3.3 C.11). Without VOI LUT and window, 8 bits stay as they are and more bits are
+    stretched from the least to the greatest value of the image, padding and single markers left out. Colour becomes
+    luminance.
 
-    Raises ImageError, which starts with `name`, for other modalities, several frames, damaged data, and compression
-    without a decoder here; DependencyMissing without pydicom.
+    Raises ImageError, which starts with `name` and names the element that is wrong, for other modalities, other parts
+    of the body, lateral views, raw detector images, several frames and damaged data; DependencyMissing without pydicom
+    and for compression without a decoder here.
     """
     pydicom = _pydicom()
     try:
         dataset = _read(pydicom, data, _ELEMENTS, max_pixels)
-        _check(dataset, name, max_pixels, min_side)
+        settle(dataset, name)
+        check_chest(dataset, name)
+        check_pixels(dataset, name, max_pixels, min_side)
         _check_decodable(pydicom, dataset, name)
-        stored = pydicom.pixels.pixel_array(dataset)
+        stored = _stored(pydicom, dataset, name)
         if dataset.SamplesPerPixel == 3:
             return Image.fromarray(stored).convert("L")
-        return Image.fromarray(_gray(pydicom, dataset, stored))
+        return Image.fromarray(gray(pydicom, dataset, stored, name))
     except PneumoniaError:
         raise
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory to decode it; scale it down") from error
     except Exception as error:  # pydicom raises nearly every class there is; its text may quote an element.
-        raise ImageError(f"{name}: damaged DICOM file ({type(error).__name__}); send the complete file") from error
+        raise ImageError(
+            f"{name}: damaged DICOM file ({type(error).__name__}); send the file as the archive has it"
+        ) from error
+
+
+def _stored(pydicom: Any, dataset: Any, name: str) -> npt.NDArray[np.integer[Any]]:
+    """The stored values (Rows, Columns), or (Rows, Columns, 3), whichever bits of their words they lie in."""
+    bits, above = dataset.BitsStored, dataset.HighBit + 1
+    try:
+        # What lies below the value is decoded as a part of it, because pydicom cuts off what lies above.
+        dataset.BitsStored = above
+        values: npt.NDArray[np.integer[Any]] = pydicom.pixels.pixel_array(dataset)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(
+            f"{name}: damaged DICOM file (PixelData cannot be decoded: {type(error).__name__}); send the file as the "
+            "archive has it"
+        ) from error
+    finally:
+        dataset.BitsStored = bits
+    return values >> (above - bits) if above > bits else values
 
 
 def patient_key(path: Path) -> str | None:
@@ -158,36 +180,6 @@ def _check_deflated(zipped: bytes, most: int) -> None:
             raise ValueError("inflates without end")
 
 
-def _check(dataset: Any, name: str, max_pixels: int, min_side: int) -> None:
-    """Raise ImageError for what is no single radiograph of 8 to 16 bits, before any pixel is decoded."""
-    modality, kind = str(dataset.get("Modality") or ""), str(dataset.get("SOPClassUID") or "")
-    capture = kind.startswith(_SECONDARY_CAPTURE)
-    if (modality not in MODALITIES and not (capture and not modality)) or (modality == "OT" and not capture):
-        raise ImageError(
-            f"{name}: DICOM modality {modality[:16] or 'unknown'}; a chest radiograph was expected: "
-            f"{', '.join(f'{key} ({what})' for key, what in MODALITIES.items())}"
-        )
-    if "PixelData" not in dataset:
-        raise ImageError(f"{name}: DICOM file without pixels; send the image itself")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise ImageError(f"{name}: DICOM file of {frames} frames; send one radiograph a file")
-    height, width = int(dataset.Rows), int(dataset.Columns)
-    if width * height > max_pixels:
-        raise ImageError(f"{name}: {width}x{height} pixels; at most {max_pixels:,} pixels are decoded, scale it down")
-    if min(width, height) < min_side:
-        raise ImageError(f"{name}: {width}x{height} pixels; a radiograph of at least {min_side}x{min_side} is needed")
-    samples, kind = int(dataset.SamplesPerPixel), str(dataset.PhotometricInterpretation)
-    bits = int(dataset.BitsStored)
-    gray = samples == 1 and kind in ("MONOCHROME1", "MONOCHROME2") and 8 <= bits <= 16
-    colour = samples == 3 and (kind == "RGB" or kind.startswith("YBR_")) and bits == 8
-    if not (gray or colour):
-        raise ImageError(
-            f"{name}: DICOM pixels {kind[:16]} with {samples} samples of {bits} bits; expected MONOCHROME1 or "
-            "MONOCHROME2 of 8 to 16 bits, or RGB of 8"
-        )
-
-
 def _check_decodable(pydicom: Any, dataset: Any, name: str) -> None:
     """Raise ImageError where no decoder is installed, or the compressed picture is larger than the header says."""
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -197,19 +189,27 @@ def _check_decodable(pydicom: Any, dataset: Any, name: str) -> None:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError as error:
         raise ImageError(f"{name}: no decoder for transfer syntax {syntax}; save it uncompressed") from error
-    if not decoder.is_available:
-        packages = [value for key, value in _PACKAGES.items() if syntax.name.startswith(key)][-1:]
-        raise ImageError(f"{name}: no decoder for {syntax.name} here; pip install {' '.join(packages) or 'pylibjpeg'}")
     frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    # Pillow says that it decodes JPEG Extended, and does so for 8 bits alone.
+    alone = decoder.is_available and list(decoder.available_plugins) == ["pillow"]
+    if not decoder.is_available or (alone and jpeg_kind(frame)):
+        packages = [value for key, value in _PACKAGES.items() if syntax.name.startswith(key)][-1:]
+        raise DependencyMissing(
+            f"{name}: no decoder for {syntax.name} here; pip install {' '.join(packages) or 'pylibjpeg'}"
+        )
     if syntax == _RLE:
-        _check_rle(frame, int(dataset.Rows) * int(dataset.Columns))
+        _check_rle(frame, dataset.Rows * dataset.Columns)
         return
+    check_scans(frame, name, dataset.Rows * dataset.Columns)
     try:
         picture = Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000"))
     except OSError:
         return  # JPEG-LS, which Pillow does not know; its decoder reads the size itself.
     if picture.size != (dataset.Columns, dataset.Rows):
-        raise ImageError(f"{name}: damaged DICOM file (the picture inside has another size); send the complete file")
+        raise ImageError(
+            f"{name}: damaged DICOM file (the picture inside is {picture.width}x{picture.height}, Columns and Rows say "
+            f"{dataset.Columns}x{dataset.Rows}); send the file as the archive has it"
+        )
 
 
 def _check_rle(frame: bytes, most: int) -> None:
@@ -224,44 +224,3 @@ def _check_rle(frame: bytes, most: int) -> None:
             at += 2 if run else (head + 2 if head < 128 else 1)
         if length > most + 1:  # Segments are padded to an even length.
             raise ValueError("a segment is longer than the picture")
-
-
-def _gray(pydicom: Any, dataset: Any, stored: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
-    """Stored values (Rows, Columns), 8 to 16 bits -> uint8, by a table of what each possible value becomes."""
-    bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation) == 1
-    low = -(1 << (bits - 1)) if signed else 0
-    values = np.arange(low, low + (1 << bits), dtype=np.int32)
-    modality = np.asarray(pydicom.pixels.apply_modality_lut(values, dataset))
-    if modality.dtype.kind == "f" and (modality == np.rint(modality)).all():
-        modality = modality.astype(np.int32)  # A VOI LUT wants integers.
-    shown = np.asarray(pydicom.pixels.apply_voi_lut(modality, dataset), np.float64)
-    dark, bright = _range(dataset, stored, modality, shown, bits, low)
-    share = (shown - dark) / ((bright - dark) or 1.0)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        share = 1 - share
-    table = np.floor(np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
-    flat, out = stored.reshape(-1), np.empty(stored.size, np.uint8)
-    for start in range(0, flat.size, _BLOCK):
-        index = flat[start : start + _BLOCK].astype(np.int32) - low
-        np.take(table, index, mode="clip", out=out[start : start + _BLOCK])
-    return out.reshape(stored.shape)
-
-
-def _range(
-    dataset: Any, stored: npt.NDArray[Any], modality: npt.NDArray[Any], shown: npt.NDArray[Any], bits: int, low: int
-) -> tuple[float, float]:
-    """The output values that are black and white."""
-    if dataset.get("VOILUTSequence"):
-        return 0.0, float((1 << int(dataset.VOILUTSequence[0].LUTDescriptor[2])) - 1)
-    windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
-    if windowed or bits == 8:
-        if dataset.get("ModalityLUTSequence"):
-            return 0.0, float((1 << int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])) - 1)
-        ends = float(modality[0]), float(modality[-1])
-        return ends if windowed else (min(ends), max(ends))
-    padding = dataset.get("PixelPaddingValue")
-    inside = stored != padding if padding is not None and (stored != padding).any() else np.True_
-    least = int(np.min(stored, where=inside, initial=np.iinfo(stored.dtype).max)) - low
-    greatest = int(np.max(stored, where=inside, initial=np.iinfo(stored.dtype).min)) - low
-    present = shown[max(least, 0) : greatest + 1]
-    return float(present.min()), float(present.max())

@@ -14,7 +14,7 @@ from pneumonia import contract
 from pneumonia.core.image import decode_image
 from pneumonia.errors import BundleError
 
-_FILTERS = {
+FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -50,8 +50,8 @@ class Preprocessing:
                        None if value.get("scaled_decoding") is None else float(value["scaled_decoding"]))  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"preprocessing {value!r}: size, resample, mean and std are needed") from error
-        if spec.resample not in _FILTERS:
-            raise BundleError(f"resample filter {spec.resample!r} is not one of {', '.join(_FILTERS)}")
+        if spec.resample not in FILTERS:
+            raise BundleError(f"resample filter {spec.resample!r} is not one of {', '.join(FILTERS)}")
         if spec.scaled_decoding is not None and spec.scaled_decoding < 1:
             raise BundleError(f"scaled_decoding {spec.scaled_decoding}: expected 1 or more, or null")
         return spec
@@ -69,7 +69,7 @@ def pixels(data: bytes, spec: Preprocessing, name: str = "image") -> npt.NDArray
     """
     image = decode_image(data, name, spec.least_side)
     if image.size != (spec.size, spec.size):
-        image = image.resize((spec.size, spec.size), _FILTERS[spec.resample])
+        image = image.resize((spec.size, spec.size), FILTERS[spec.resample])
     return np.asarray(image, dtype=np.uint8)
 
 

@@ -10,8 +10,11 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from pneumonia import contract
-from pneumonia.data.sources.folder import SUFFIXES
+from pneumonia.core.listing import SUFFIXES
 from pneumonia.errors import DataError
+
+_ROOM = 64 << 20
+"""Bytes that any archive may unpack to, beside twenty times its size: images hardly shrink in an archive."""
 
 
 def extract_images(archive: Path, out: Path) -> None:
@@ -35,6 +38,12 @@ def extract_images(archive: Path, out: Path) -> None:
 
 def _choose(archive: Path, members: list[zipfile.ZipInfo]) -> dict[tuple[str, str, str], zipfile.ZipInfo]:
     """The members to take out, by part, class and name."""
+    size, limit = sum(member.file_size for member in members), 20 * archive.stat().st_size + _ROOM
+    if size > limit:
+        raise DataError(
+            f"{archive.name}: unpacks to {size:,} bytes, which images of so small an archive do not; nothing of it was "
+            "used"
+        )
     for member in members:
         if reason := _leaves(member):
             raise DataError(f"{archive.name}: member {member.filename!r} {reason}; nothing of the archive was used")

@@ -18,7 +18,8 @@ from pneumonia.core.image import read_image
 from pneumonia.core.preprocess import Preprocessing, pixels
 from pneumonia.data.parallel import parallel_map
 from pneumonia.data.sources.folder import Listed
-from pneumonia.errors import DataError, ImageError
+from pneumonia.errors import DataError, DependencyMissing, ImageError
+from pneumonia.files import printable
 
 _SHOWN = 10
 """Unreadable files named on stderr; the manifest names all."""
@@ -69,17 +70,12 @@ def decode(root: Path, listed: Sequence[Listed], cache: Path, workers: int) -> D
     return result
 
 
-def printable(text: str) -> str:
-    """Text with a file name in it: bytes of a name that are not UTF-8, which old archives bring, as \\udcXX."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _read(path: str) -> tuple[npt.NDArray[np.uint8] | None, str]:
     """Decode one file: its pixels and SHA-256, or None and why not."""
     try:
         data = read_image(Path(path))
         return pixels(data, Preprocessing(), Path(path).name), hashlib.sha256(data).hexdigest()
-    except ImageError as error:
+    except (ImageError, DependencyMissing) as error:
         return None, str(error)
 
 
@@ -93,8 +89,8 @@ def _check_same_label(one: Listed, other: Listed) -> None:
     """One image under two labels has one wrong label; only the user can tell which."""
     if one.label != other.label:
         raise DataError(
-            f"{one.path} and {other.path} are the same image with two labels, {contract.LABELS[one.label]} and "
-            f"{contract.LABELS[other.label]}; remove the wrong one"
+            f"{printable(one.path)} and {printable(other.path)} are the same image with two labels, "
+            f"{contract.LABELS[one.label]} and {contract.LABELS[other.label]}; remove the wrong one"
         )
 
 

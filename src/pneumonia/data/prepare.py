@@ -3,7 +3,8 @@
 A prepared folder holds pixels.npy (uint8, N x 224 x 224), index.csv (COLUMNS; a PatientID, and the patient_id of
 labels.csv, are hashed) and, written last, prepared.json: digest, fingerprint, source, synthetic, patients ("named" or
 "unknown"), patients_from, split (strategy, shares, seed, note, straddling_patients), counts (by_split, by_class,
-patients), preprocessing, fraction, unreadable, duplicates.
+patients), preprocessing, fraction, unreadable, duplicates, left_out
+(count, reasons, and the first files with theirs).
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from pneumonia.config.schema import Config, SplitConfig
 from pneumonia.core.dicom import SALT_ENV, hashed_identity, patient_key
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data import patients as keys_of
-from pneumonia.data.decode import decode, printable
+from pneumonia.data.decode import decode
+from pneumonia.data.labels import Columns
 from pneumonia.data.prepared import COLUMNS, PreparedData, load_prepared
 from pneumonia.data.sources import read_source
-from pneumonia.data.sources.folder import Listed, fingerprint, list_images
+from pneumonia.data.sources.folder import Found, Listed, fingerprint, survey
 from pneumonia.data.split import assign, check_official, hold_out, straddlers
 from pneumonia.errors import DataError
-from pneumonia.files import cannot_write, locked, remove_remains, replace_directory, write_json
+from pneumonia.files import cannot_write, locked, printable, remove_remains, replace_directory, write_json
 
 __all__ = ["COLUMNS", "PreparedData", "load_prepared", "prepare"]
 
 MIN_PATIENTS, FEW_PATIENTS = 10, 50
+_LEFT_OUT_NAMED = 1000
 
 
 def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
@@ -50,8 +53,9 @@ def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
     """
     source = read_source(fetched)
     root = fetched if source["root"] == "." else Path(source["root"])
-    listed = list_images(root)
-    mark = _fingerprint(config, source, root, listed)
+    found = survey(root, Columns(**source["columns"]) if source.get("columns") else None)
+    _say_left_out(found)
+    mark = _fingerprint(config, source, root, found)
     _check_replaceable(out)
     try:
         waiting = f"prepare: waiting for another process that prepares {out}"
@@ -63,20 +67,28 @@ def prepare(config: Config, fetched: Path, out: Path) -> PreparedData:
                     print(f"prepare: {out} is up to date, {len(known.labels)} images", file=sys.stderr)
                     return known
             with replace_directory(out) as building:
-                _build(config, source, root, listed, mark, building)
+                _build(config, source, root, found, mark, building)
             return load_prepared(out)
     except OSError as error:
         raise cannot_write(out, error) from error
 
 
-def _fingerprint(config: Config, source: dict[str, Any], root: Path, listed: list[Listed]) -> str:
+def _say_left_out(found: Found, examples: int = 3) -> None:
+    """On stderr, a line a reason."""
+    for why, count in found.reasons().items():
+        names = [printable(path) for path, reason in found.left_out if reason == why][:examples]
+        print(f"warning: left out, {count} files: {why}, such as {', '.join(names)}", file=sys.stderr)
+
+
+def _fingerprint(config: Config, source: dict[str, Any], root: Path, found: Found) -> str:
     """Changes when a file, a label, a setting or the code that prepare depends on changes; reads no image."""
     settings = dataclasses.asdict(config.data)
     relevant = {key: settings[key] for key in ("patients", "patient_regex", "fraction", "seed")}
-    if any(entry.patient for entry in listed):
+    if any(entry.patient for entry in found.listed):
         relevant["patient_id"] = "hashed"  # so that an index of older versions, with what labels.csv says, is replaced
     parts = [__version__, Preprocessing().to_json(), relevant, dataclasses.asdict(config.split), source["source"],
-             source["synthetic"], str(root), fingerprint(root, listed), os.environ.get(SALT_ENV)]  # fmt: skip
+             source["synthetic"], str(root), fingerprint(root, found.listed), [list(entry) for entry in found.left_out],
+             os.environ.get(SALT_ENV)]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -91,10 +103,10 @@ def _check_replaceable(out: Path) -> None:
         )
 
 
-def _build(config: Config, source: dict[str, Any], root: Path, listed: list[Listed], mark: str, building: Path) -> None:
+def _build(config: Config, source: dict[str, Any], root: Path, found: Found, mark: str, building: Path) -> None:
     """Write pixel cache, index and manifest into the empty folder `building`."""
     _check_published_split(config, source)
-    listed, keys, origin = _choose(config, root, listed)
+    listed, keys, origin = _choose(config, root, found.listed)
     decoded = decode(root, listed, building / contract.PIXELS_FILE, config.data.workers)
     joined = keys_of.join_patients(keys, [(keys[one], keys[other]) for one, other in decoded.duplicates])
     kept, patients = [listed[row] for row in decoded.kept], np.array([joined[row] for row in decoded.kept])
@@ -132,6 +144,11 @@ def _build(config: Config, source: dict[str, Any], root: Path, listed: list[List
             {"path": printable(listed[row].path), "same_as": printable(listed[first].path)}
             for row, first in decoded.duplicates
         ],
+        "left_out": {
+            "count": len(found.left_out),
+            "reasons": found.reasons(),
+            "files": [{"path": printable(path), "why": why} for path, why in found.left_out[:_LEFT_OUT_NAMED]],
+        },
     }
     write_json(building / contract.DATA_MANIFEST, manifest)
 
@@ -152,7 +169,7 @@ def _choose(config: Config, root: Path, listed: list[Listed]) -> tuple[list[List
     Everything that needs no pixels refuses here, so that nobody waits for a refusal that is certain.
     """
     keys, origin = keys_of.patient_keys(
-        [Path(entry.path).name for entry in listed],
+        [entry.path for entry in listed],
         [entry.patient for entry in listed],
         config.data.patients,
         config.data.patient_regex,
@@ -236,8 +253,16 @@ def _check_enough(listed: Sequence[Listed], keys: Sequence[str], origin: str) ->
         if count < MIN_PATIENTS:
             raise DataError(
                 f"{count} {unit} of class {name}, at least {MIN_PATIENTS} are needed to train and test at all; bring "
-                "more images or raise data.fraction"
+                f"more images or raise data.fraction{_other_patients(listed, index, origin)}"
             )
         if count < FEW_PATIENTS:
             few.append(f"only {count} {unit} of class {name}; intervals will be wide and the gate may refuse")
     return few
+
+
+def _other_patients(listed: Sequence[Listed], label: int, origin: str) -> str:
+    """For a message: that there are more images than patients, where the patients come from, and the ways out."""
+    images = sum(entry.label == label for entry in listed)
+    if origin == keys_of.UNKNOWN or images < MIN_PATIENTS:
+        return ""
+    return f". Its {images} images name their patients by {origin}; {keys_of.WAYS_OUT}"

@@ -19,6 +19,7 @@ from pneumonia.data.prepared import load_prepared
 from pneumonia.errors import BundleError, DataError
 from pneumonia.export.forms import FORMS, Logits
 from pneumonia.export.parity import Parity, compare, require
+from pneumonia.export.spread import answers_of, require_both_answers, spread
 from pneumonia.files import check_replaceable, write_bytes
 
 PARITY_IMAGES = 200
@@ -92,10 +93,11 @@ def agreement(form: str, bundle: Bundle, prepared: Path) -> Parity:
     data, manifest = load_prepared(prepared), bundle.manifest
     if manifest.data["digest"] != data.manifest["digest"]:
         raise DataError(f"{bundle.path} and {prepared} are not of one data digest; use those of one run")
-    rows = data.indices("test")[:PARITY_IMAGES]
+    rows = spread(data, data.indices("test"), PARITY_IMAGES)
     spec = Preprocessing.from_json(data.manifest["preprocessing"])
     pixel_values: Logits = normalize(np.asarray(data.pixels[rows]), spec)
     expected, found = (FORMS[name].answer(bundle, FORMS[name].file, pixel_values) for name in ("onnx", form))
+    require_both_answers(answers_of(expected, manifest.temperature, manifest.threshold), "test images")
     parity = compare(expected, found, manifest.temperature, manifest.threshold)
     limits = FORMS[form]
     require(parity, limits.file, limits.min_agreement, limits.max_gap)

@@ -22,6 +22,7 @@ from pneumonia.errors import DataError
 from pneumonia.evaluation.card import calibration_card
 from pneumonia.export.forms import FORMS
 from pneumonia.export.parity import compare, require
+from pneumonia.export.spread import answers_of, require_both_answers, spread
 from pneumonia.files import check_replaceable, write_text
 from pneumonia.training.dataset import predict_logits
 
@@ -77,7 +78,8 @@ def calibrate(config: Config, bundle: Path, prepared: Path, out: Path) -> Bundle
 
 def _parity(bundle: Bundle, data: PreparedData, logits: Any, temperature: float, threshold: float) -> dict[str, Any]:
     """Agreement of each form with PyTorch's `logits` (N, 2), by name of the form. Raises ParityRefused."""
-    rows = np.linspace(0, len(logits) - 1, min(len(logits), PARITY_IMAGES)).astype(int)
+    rows = spread(data, np.arange(len(logits)), PARITY_IMAGES, answers_of(logits, temperature, threshold))
+    require_both_answers(answers_of(logits[rows], temperature, threshold), "images")
     found = {}
     for name, form in FORMS.items():
         if bundle.has(form.file) and form.file != contract.ENGINE_FILE:

@@ -22,6 +22,7 @@ from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, ParityRefused
 from pneumonia.evaluation.evaluate import read_metrics_of
 from pneumonia.export.parity import compare, require
+from pneumonia.export.spread import answers_of, require_both_answers, spread
 from pneumonia.files import check_replaceable, write_json
 
 PARITY_IMAGES = 200
@@ -44,8 +45,10 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
     from pneumonia.training.tracking import track_again
 
     model = load_model(bundle)
-    rows = data.indices("test")[:PARITY_IMAGES]
+    rows = spread(data, data.indices("test"), PARITY_IMAGES)
     expected = predict_logits(model, data, rows)
+    answers = answers_of(expected, opened.manifest.temperature, opened.manifest.threshold)
+    require_both_answers(answers, "test images")
     with tempfile.TemporaryDirectory(prefix="onnx.") as temporary:
         folder = Path(temporary)
         graph = folder / contract.ONNX_FILE
@@ -55,7 +58,7 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
         require(parity, "ONNX")
         print(f"export: ONNX agrees with PyTorch on {parity.images} images, largest |Δp| {parity.max_gap:.1e}",
               file=sys.stderr)  # fmt: skip
-        write_json(folder / contract.PROBE_FILE, _probe(data, rows, expected))
+        write_json(folder / contract.PROBE_FILE, _probe(data, rows, expected, answers))
         # The evaluation repeats what the manifest says elsewhere; the bundle keeps the figures only.
         figures = {key: metrics[key] for key in ("test", "test_at_half", "confusion", "subgroups", "images")}
         exported = extend_bundle(
@@ -137,8 +140,13 @@ def onnx_logits(graph: Path, data: PreparedData, rows: npt.NDArray[np.int64]) ->
     return np.concatenate(parts)
 
 
-def _probe(data: PreparedData, rows: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _probe(
+    data: PreparedData,
+    rows: npt.NDArray[np.int64],
+    logits: npt.NDArray[np.float32],
+    answers: npt.NDArray[np.int64],
+) -> dict[str, Any]:
     """SHA-256 and logits of some test images, never pixels: what a served model is compared with."""
     digests = data.index["sha256"]
-    chosen = range(min(contract.PROBE_IMAGES, len(rows)))
+    chosen = np.searchsorted(rows, spread(data, rows, contract.PROBE_IMAGES, answers))
     return {"images": [{"sha256": str(digests[rows[i]]), "logits": [float(x) for x in logits[i]]} for i in chosen]}

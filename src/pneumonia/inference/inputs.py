@@ -13,16 +13,18 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-from pneumonia.core.dicom import is_dicom
 from pneumonia.core.image import MAX_BYTES, read_image
+from pneumonia.core.listing import HEAD, head_of, is_image, walk
 from pneumonia.errors import BadInput, ImageError
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
-"""Taken from folders and archives; files without a suffix, as DICOM exports have them, where their content says so."""
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_HEAD = 132
+MAX_HEADER = 1 << 20
+"""Most bytes of a member's name and notes in a tar archive; they are unpacked as a whole."""
+EXAMPLES = 3
+"""Names that are kept of files that are left out."""
+_PIECE = 1 << 20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError,
            NotImplementedError, ValueError)  # fmt: skip
 """What damaged, encrypted and unknown archives raise."""
@@ -50,13 +52,16 @@ class Inputs:
     """
 
     def __init__(self, given: Sequence[str]) -> None:
+        self.given = tuple(given)
         self._sources = [(_source(one), one) for one in given]
         self.skipped = 0
-        """Files of the last iteration that were left out because they are no images by their names."""
+        """Files of the last iteration that were left out because they are no images by name and content."""
+        self.left_out: list[str] = []
+        """The first of their names."""
         self._archive: tuple[BinaryIO, int] | None = None
 
     def __iter__(self) -> Iterator[Item]:
-        self.skipped = 0
+        self.skipped, self.left_out = 0, []
         for source, one in self._sources:
             yield from source(self, one)
 
@@ -78,15 +83,19 @@ class Inputs:
 
     def _folder(self, one: str) -> Iterator[Item]:
         errors: list[OSError] = []
-        for folder, below, names in os.walk(one, onerror=errors.append):
-            below[:] = sorted(name for name in below if not _hidden(name))
-            for name in sorted(names):
+        for folder, names in walk(one, errors.append):
+            yield from self._unlisted(errors)
+            for name in names:
                 path = os.path.join(folder, name)
-                if self._wanted(name, functools.partial(_head, path)):
+                if self._wanted(name, functools.partial(_head, path), path):
                     yield from self._file(path)
-            while errors:
-                error = errors.pop()
-                yield Item(str(error.filename), functools.partial(_fail, f"cannot be listed ({error.strerror})"))
+        yield from self._unlisted(errors)
+
+    def _unlisted(self, errors: list[OSError]) -> Iterator[Item]:
+        """A folder that cannot be listed, as an image with that error."""
+        while errors:
+            error = errors.pop()
+            yield Item(str(error.filename), functools.partial(_fail, f"cannot be listed ({error.strerror})"))
 
     def _pattern(self, one: str) -> Iterator[Item]:
         for path in sorted(glob.iglob(one, recursive=True)):
@@ -106,10 +115,9 @@ class Inputs:
         try:
             with zipfile.ZipFile(one) as archive:
                 for info in archive.infolist():
-                    read = functools.partial(_read_zip, archive, info)
-                    if not info.is_dir() and self._wanted(
-                        info.filename, functools.partial(_read_zip, archive, info, _HEAD)
-                    ):
+                    head = functools.partial(_read_zip, archive, info, HEAD)
+                    if not info.is_dir() and self._wanted(info.filename, head, f"{one}/{info.filename}"):
+                        read = functools.partial(_read_zip, archive, info)
                         yield Item(f"{one}/{info.filename}", read, serial=True)
         except _BROKEN as error:
             yield Item(one, functools.partial(_fail, f"damaged archive ({error})"))
@@ -117,27 +125,82 @@ class Inputs:
     def _tar(self, one: str) -> Iterator[Item]:
         last = "its start"
         try:
-            with open(one, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
+            with open(one, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*", tarinfo=_Member) as archive:
                 self._archive = raw, os.path.getsize(one)
                 while (member := archive.next()) is not None:
                     archive.members = []  # type: ignore[attr-defined]  # It remembers every member else.
-                    read = functools.cache(functools.partial(_read_tar, archive, member))
-                    if member.isreg() and self._wanted(member.name, read):
+                    content = _Content(archive, member)
+                    name = f"{one}/{member.name.removeprefix('./')}"
+                    if member.isdir():
+                        continue
+                    if member.islnk() and is_image(member.name, bytes):
+                        # An archive that is read from front to back has passed what the link stands for.
+                        why = f"a link to {member.linkname} in the archive; unpack it to score this one"
+                        yield Item(name, functools.partial(_fail, why))
+                    elif member.isreg() and self._wanted(member.name, content.head, name):
                         last = member.name
-                        yield Item(f"{one}/{member.name.removeprefix('./')}", read, serial=True)
+                        yield Item(name, content.read, serial=True)
+                    elif not member.isreg():
+                        self._leave_out(name)
         except _BROKEN as error:
             yield Item(one, functools.partial(_fail, f"damaged archive after {last} ({error})"))
 
-    def _wanted(self, name: str, head: Callable[[], bytes]) -> bool:
-        suffix = os.path.splitext(name)[1].lower()
-        taken = not _hidden(name) and suffix in SUFFIXES
-        if not taken and not _hidden(name) and (not suffix or suffix[1:].isdigit()):
-            try:
-                taken = is_dicom(head())
-            except ImageError:
-                taken = True  # It is named again, with its error, when it is read.
-        self.skipped += not taken
+    def _wanted(self, name: str, head: Callable[[], bytes], path: str) -> bool:
+        try:
+            taken = is_image(name, head)
+        except ImageError:
+            taken = True  # It is named again, with its error, when it is read.
+        if not taken:
+            self._leave_out(path)
         return taken
+
+    def _leave_out(self, path: str) -> None:
+        self.skipped += 1
+        if len(self.left_out) < EXAMPLES:
+            self.left_out.append(path)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is of bounded size: tarfile unpacks long names and notes of any length into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        """See tarfile.TarInfo. Raises ReadError."""
+        member = super().frombuf(buf, encoding, errors)
+        notes = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+                 tarfile.SOLARIS_XHDTYPE)  # fmt: skip
+        if member.type in notes and member.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes; at most {MAX_HEADER:,} are read")
+        return member
+
+
+class _Content:
+    """What a member of a tar archive holds, from front to back: its first bytes once, then all of them once."""
+
+    def __init__(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        self.archive, self.member = archive, member
+        self._start: bytes | None = None
+        self._stream: IO[bytes] | None = None
+
+    def head(self) -> bytes:
+        """The first HEAD bytes."""
+        if self._start is None:
+            try:
+                self._stream = self.archive.extractfile(self.member)
+                self._start = self._stream.read(HEAD) if self._stream is not None else b""
+            except _BROKEN as error:
+                raise ImageError(f"damaged member of the archive ({error})") from error
+        return self._start
+
+    def read(self) -> bytes:
+        """All of it. Raises ImageError."""
+        _check_size(self.member.size)
+        start = self.head()
+        assert self._stream is not None  # It is a regular file.
+        try:
+            return start + self._stream.read()
+        except _BROKEN as error:
+            raise ImageError(f"damaged member of the archive ({error})") from error
 
 
 def _source(one: str) -> Callable[[Inputs, str], Iterator[Item]]:
@@ -165,12 +228,6 @@ def _source(one: str) -> Callable[[Inputs, str], Iterator[Item]]:
     raise BadInput(f"{one}: no such file or folder; give images, folders, patterns, .zip, .tar or @list")
 
 
-def _hidden(name: str) -> bool:
-    """Other programs' notes, such as those of macOS archives, and a DICOM medium's table of contents."""
-    parts = name.removeprefix("./").split("/")
-    return parts[-1] == "DICOMDIR" or any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
 def _fail(message: str) -> bytes:
     raise ImageError(message)
 
@@ -182,27 +239,20 @@ def _check_size(size: int) -> None:
 
 def _head(path: str) -> bytes:
     try:
-        with open(path, "rb") as stream:
-            return stream.read(_HEAD)
+        return head_of(path)
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error
 
 
-def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int = MAX_BYTES + 1) -> bytes:
+def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int | None = None) -> bytes:
+    """The first `most` bytes of a member, or all of them. Raises ImageError."""
+    if most is None:
+        _check_size(info.file_size)
     try:
         with archive.open(info) as stream:
-            data = stream.read(most)
-    except _BROKEN as error:
-        raise ImageError(f"damaged member of the archive ({error})") from error
-    _check_size(len(data))
-    return data
-
-
-def _read_tar(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    _check_size(member.size)
-    try:
-        stream = archive.extractfile(member)
-        assert stream is not None  # It is a regular file.
-        return stream.read()
+            if most is not None:
+                return stream.read(most)
+            # Pieces: asked for all of them at once, zipfile holds them twice.
+            return b"".join(iter(lambda: stream.read(_PIECE), b""))
     except _BROKEN as error:
         raise ImageError(f"damaged member of the archive ({error})") from error

@@ -14,13 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from pneumonia.errors import DependencyMissing, PneumoniaError, UsageError
+from pneumonia.errors import DependencyMissing, PneumoniaError, StorageError, UsageError
 from pneumonia.files import replace_file
 
 COLUMNS = {"filename": "string", "prediction": "string", "confidence": "float64", "probability": "float64",
            "threshold": "float64", "model_id": "string", "error": "string"}  # fmt: skip
 """Columns of the results and their Arrow types. error: why there is no answer; then all but filename are empty."""
 _ROW_GROUP = 2_000
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 Row = dict[str, Any]
 
@@ -44,7 +45,7 @@ class Journal:
             output.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("ab+", buffering=0)
         except OSError as error:
-            raise UsageError(
+            raise StorageError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another place with -o"
             ) from error
         try:
@@ -69,13 +70,22 @@ class Journal:
                     end, rows = end + len(line), rows + 1
                 self._safe = (end, rows)
                 return
-        # A kill may have left only the beginning of the first line.
-        if not first.startswith(head) and not overwrite:
+        # A kill may have left only the beginning of the first line, or a server that was away no row.
+        if not first.startswith(head) and not overwrite and not self._empty(settings):
             raise UsageError(
                 f"{self.path}: the rows of a run with other inputs or another model, or no rows at all; repeat that "
                 "run to finish it, or begin anew with --overwrite"
             )
         self._write([settings], rows=0)
+
+    def _empty(self, settings: dict[str, Any]) -> bool:
+        """Whether this is a journal of other settings without a whole row."""
+        with self.path.open("rb") as stored:
+            try:
+                known = json.loads(stored.readline())
+                return bool(known.keys() == settings.keys()) and not stored.readline().endswith(b"\n")
+            except (ValueError, AttributeError):
+                return False
 
     @property
     def rows(self) -> int:
@@ -99,7 +109,7 @@ class Journal:
                     raise UsageError(f"{self.path}: damaged ({error}); begin anew with --overwrite") from error
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Keep rows; they are on the disk when `rows` counts them. Raises PneumoniaError where the disk is full."""
+        """Keep rows; they are on the disk when `rows` counts them. Raises StorageError where the disk is full."""
         self._write(rows, self.rows + len(rows))
 
     def _write(self, values: Sequence[Row], rows: int) -> None:
@@ -113,13 +123,18 @@ class Journal:
                 rest = rest[self._stream.write(rest) :]
             os.fsync(self._stream.fileno())
         except OSError as error:
-            raise PneumoniaError(f"{self.path}: cannot be written ({error.strerror}); free some space") from error
+            raise StorageError(f"{self.path}: cannot be written ({error.strerror}); free some space") from error
         self._safe = (end + len(data), rows)
 
     def finish(self) -> None:
         """Write the results and remove the journal. A kill before the end leaves the journal, and this is repeated."""
-        with replace_file(self.output) as stream:
-            FORMATS[self.output.suffix](stream, map(_printable, self))
+        try:
+            with replace_file(self.output) as stream:
+                FORMATS[self.output.suffix](stream, map(_printable, self))
+        except OSError as error:
+            raise StorageError(
+                f"{self.output}: cannot be written ({error.strerror or error}); free some space"
+            ) from error
         self.path.unlink()
 
 
@@ -151,11 +166,16 @@ def _printable(row: Row) -> Row:
     return {**row, "filename": row["filename"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")}
 
 
+def _no_formula(value: Any) -> Any:
+    """A name that a spreadsheet would take for a formula, with an apostrophe in front, which spreadsheets hide."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
 def _write_csv(stream: BinaryIO, rows: Iterator[Row]) -> None:
     text = io.TextIOWrapper(stream, "utf-8", newline="")
     table = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     text.detach()
 
 

@@ -24,7 +24,16 @@ from pneumonia import contract
 from pneumonia.core.cores import usable_cores
 from pneumonia.core.prediction import Prediction
 from pneumonia.core.preprocess import normalize, pixels
-from pneumonia.errors import DataError, ImageError, NoAnswer, PneumoniaError, ServerUnavailable
+from pneumonia.errors import (
+    BadInput,
+    DataError,
+    DependencyMissing,
+    ImageError,
+    NoAnswer,
+    PneumoniaError,
+    ServerUnavailable,
+)
+from pneumonia.files import printable
 from pneumonia.inference.inputs import Inputs, Item
 from pneumonia.inference.journal import COLUMNS, Journal, Row
 from pneumonia.inference.predictor import Predictor, TensorPredictor
@@ -68,6 +77,9 @@ def score(
     the inputs changed since the run was cut off, and what the answerer raises; then, as after Ctrl-C, the same call
     goes on.
     """
+    if next(iter(inputs), None) is None:
+        left_out = f"; left out: {', '.join(map(printable, inputs.left_out))}" if inputs.skipped else ""
+        raise BadInput(f"no images in {printable(' '.join(inputs.given))}{left_out}; is the folder mounted?")
     with Journal(output, settings, overwrite) as journal:
         total = inputs.count()
         items = iter(inputs)
@@ -132,7 +144,7 @@ def in_process(predictor: TensorPredictor, workers: int = 0) -> Answerer:
     def decode(item: Item) -> Any:
         try:
             return pixels(item.read(), spec, item.name)
-        except ImageError as error:
+        except (ImageError, DependencyMissing) as error:
             return _reason(error, item)
 
     def answer(gray: list[Any]) -> list[Prediction | str]:
@@ -189,7 +201,7 @@ class _Asker:
         while True:
             try:
                 (answer,) = self._client().predict([data])
-            except (ImageError, NoAnswer) as error:
+            except (ImageError, NoAnswer, DependencyMissing) as error:
                 return _reason(error, item)
             except ServerUnavailable as error:
                 self.local.client = None
@@ -233,9 +245,9 @@ class _Asker:
 
 @functools.cache
 def _plain() -> bytes:
-    """A grey image, as PNG."""
+    """An image from black to white, as PNG."""
     stream = io.BytesIO()
-    Image.new("L", (contract.IMAGE_SIZE, contract.IMAGE_SIZE), 128).save(stream, "PNG")
+    Image.linear_gradient("L").save(stream, "PNG")
     return stream.getvalue()
 
 

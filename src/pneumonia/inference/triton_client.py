@@ -13,7 +13,7 @@ import numpy as np
 
 from pneumonia import contract
 from pneumonia.core.prediction import Prediction
-from pneumonia.errors import ImageError, NoAnswer, PneumoniaError, ServerUnavailable, UsageError
+from pneumonia.errors import DependencyMissing, ImageError, NoAnswer, PneumoniaError, ServerUnavailable, UsageError
 
 _DEFAULT_PORTS = {"http": contract.HTTP_PORT, "grpc": contract.GRPC_PORT}
 _SCHEMES = {"http": ("http", "https"), "grpc": ("grpc", "grpcs")}
@@ -128,6 +128,8 @@ class TritonPredictor:
             )
         if contract.NOT_FINITE in message:
             return NoAnswer(message.removeprefix(_ENSEMBLE_PREFIX))
+        if status in ("501", "StatusCode.UNIMPLEMENTED") and "pip install" in message:
+            return DependencyMissing(f"{self.target} cannot answer this: {message.removeprefix(_ENSEMBLE_PREFIX)}")
         if status in ("501", "StatusCode.UNIMPLEMENTED"):
             return ServerUnavailable(f"{self.target} cannot answer this: {message}", transient=False)
         if isinstance(error, TimeoutError) or status == "StatusCode.DEADLINE_EXCEEDED":

@@ -21,7 +21,7 @@ from pneumonia.files import write_text
 from pneumonia.release import checks, registry
 from pneumonia.release.checks import ProbeImage
 from pneumonia.release.cluster import Cluster, KubernetesCluster
-from pneumonia.release.rollout import Connect, NotReady, Rollout, connect_http
+from pneumonia.release.rollout import SETTLE_S, Connect, NotReady, Rollout, connect_http
 from pneumonia.release.service import Variant, canary_values, promotion_values, returning, variant_of
 
 STRATEGIES = ("auto", "canary", "shadow")
@@ -51,6 +51,7 @@ class Plan:
     timeout_s: float = 900.0
     route_timeout_s: float = 60.0
     poll_s: float = 1.0
+    settle_s: float = SETTLE_S
     latency_requests: int = checks.LATENCY_REQUESTS
     max_slowdown: float = checks.MAX_SLOWDOWN
     max_gap: float | None = None
@@ -121,7 +122,9 @@ def deploy(
     if managed_by == "values":
         return _write_values(result, rules, values_dir)
     probe = checks.load_probe(opened, images)
-    rollout = Rollout(cluster or KubernetesCluster(), service, namespace, connect, rules.timeout_s, rules.poll_s)
+    rollout = Rollout(
+        cluster or KubernetesCluster(), service, namespace, connect, rules.timeout_s, rules.poll_s, rules.settle_s
+    )
     result.changes = rollout.changes
     _Deployment(rollout, rules, opened, probe, result).run()
     return result
@@ -261,6 +264,7 @@ def promote(rollout: Rollout, variant: Variant) -> None:
             rollout.resize(variant, canary.percent, replicas)
             rollout.wait_ready(variant, canary.percent, replicas)
     before = rollout.read().stable
+    rollout.lead_to(variant.name)
     rollout.promote(variant)
     try:
         rollout.wait_promoted(variant, before)

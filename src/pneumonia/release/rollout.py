@@ -28,6 +28,8 @@ HISTORY_KEY = "history"
 _HISTORY_LENGTH = 20
 _CONFLICTS = 5
 REQUEST_TIMEOUT_S = 30.0
+SETTLE_S = 5.0
+"""Until every node and the gateway use a changed route or selector; Traefik reads routes every 2 s at most."""
 
 
 class NotReady(PneumoniaError):
@@ -52,12 +54,14 @@ class Rollout:
         connect: Connect = connect_http,
         timeout_s: float = 900.0,
         poll_s: float = 1.0,
+        settle_s: float = SETTLE_S,
     ) -> None:
         self.namespace = Namespace(cluster, namespace)
         self.name = service
         self.connect = connect
         self.timeout_s = timeout_s
         self.poll_s = poll_s
+        self.settle_s = settle_s
         self.changes: list[str] = []
 
     def read(self) -> Service:
@@ -117,8 +121,30 @@ class Rollout:
 
         return self._change(make, f"{variant.uri} is served now, by predictor {variant.name}")
 
+    def lead_to(self, name: str) -> None:
+        """Let the Service of the InferenceService's name, which the chart owns, lead to a predictor's pods.
+
+        KServe deletes its own Services with the predictor they are named after; this one is the address that stays.
+        """
+        service = self.namespace.get("services", self.name)
+        if service is None:
+            self.say(f"no Service {self.name}: clients inside the cluster have to follow the predictor's name")
+            return
+        app = f"isvc.{self.read().workload(name)}"
+        if service["spec"].get("selector") != {"app": app}:
+            # A merge patch: keys of an older selector would keep every pod out.
+            old = dict.fromkeys(service["spec"].get("selector") or {})
+            self.namespace.patch("services", self.name, {"spec": {"selector": {**old, "app": app}}})
+            self.changes.append(f"Service {self.name} leads to {app}")
+            self.say(self.changes[-1])
+            # Nodes hear of it within a second or two; until then both predictors answer.
+            time.sleep(self.settle_s)
+
     def remove(self) -> Service:
         """End every canary; the stable predictor is left as it is."""
+        service = self.read()
+        if service.canaries:
+            self.lead_to(service.stable.name)
         return self._change(
             lambda service: removal_patch(service) if service.canaries else None, "the canary was removed"
         )

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from pneumonia import contract
 from pneumonia.errors import BundleError, DependencyMissing, MissingPrerequisite, ServerUnavailable, UsageError
 from pneumonia.files import NO_ROOM, cannot_write
+from pneumonia.release_manifest import release_files, verify_release
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
@@ -119,8 +120,6 @@ class FolderStore:
 
     def write(self, name: str, built: Path) -> None:
         """See `Store`. `built` is moved, not copied."""
-        from pneumonia.release.publish import verify_release
-
         target = self.folder / name
         if (target / contract.RELEASE_MANIFEST).exists():
             verify_release(target)
@@ -184,8 +183,6 @@ class S3Store:
 
     def write(self, name: str, built: Path) -> None:
         """See `Store`."""
-        from pneumonia.release.publish import release_files
-
         start = f"{self._key(name)}/"
         present = self._list(start)
         wanted = {start + file: built / file for file in release_files(built)}

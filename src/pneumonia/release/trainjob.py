@@ -1,4 +1,9 @@
-"""Training on several GPUs or nodes of a cluster: a TrainJob of Kubeflow Trainer, followed to its end."""
+"""Training on several GPUs or nodes of a cluster: a TrainJob of Kubeflow Trainer, followed to its end.
+
+Kubeflow's SDK has a client for TrainJobs (kubeflow 0.5, TrainerClient). It is not used: it sets no owner, by which the
+job goes with the step's pod, and it waits for the job's condition, which comes after six restarts of a training that
+refused; to look at the nodes meanwhile takes this module's own calls again.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,8 @@ JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 GPU = "nvidia.com/gpu"
 POLL_S = 5.0
+SIGNALLED = 128
+"""Exit codes from here on are of processes that a signal ended."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 60.0
 UNREACHABLE_FOR_S = 300.0
 """How long the API server may stay away before the job counts as lost."""
@@ -156,6 +163,7 @@ def _follow(jobs: _Jobs, name: str, poll_s: float) -> None:
             print(f"train: {error}; asking again", file=sys.stderr, flush=True)
             ended = None
         shown.more()
+        ended = jobs.refusal(name) if ended is None else ended
         if ended is not None:
             if ended:
                 raise PneumoniaError(f"TrainJob {name} failed: {shown.reason() or ended}")
@@ -201,8 +209,11 @@ class _Log:
             print(line, file=sys.stderr, flush=True)
 
     def reason(self) -> str:
-        """The last error line that the library itself wrote; empty where there is none."""
-        errors = [line.removeprefix("error: ") for line in self.lines if line.startswith("error: ")]
+        """The last error line that the library itself wrote, before a restart too; empty where there is none."""
+        lines = list(self.lines)
+        with contextlib.suppress(PneumoniaError):
+            lines = [*self.jobs.log(self.name, previous=True).splitlines(), *lines]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return errors[-1] if errors else ""
 
 
@@ -228,8 +239,29 @@ class _Jobs:
         with self._explained("get TrainJob", gone=f"TrainJob {name} was deleted while it ran"):
             return dict(self.objects.get_namespaced_custom_object(**self.place, name=name, **self.timeout))
 
-    def log(self, name: str) -> str:
-        """All that the first node has written so far; empty before it runs."""
+    def refusal(self, name: str) -> str | None:
+        """What ended by itself with an exit code on one of the job's nodes; None where nothing did.
+
+        The runtime restarts such a node in place, six times, and only then calls the job failed: a training that
+        refused would be done seven times. A node that was killed from outside may be restarted.
+        """
+        try:
+            with self._explained("look at the pods of TrainJob", gone=f"the pods of TrainJob {name} are gone"):
+                selector = f"{JOB_LABEL}={name}"
+                pods = self.core.list_namespaced_pod(self.namespace, label_selector=selector, **self.timeout).items
+        except PneumoniaError as error:
+            print(f"train: {error}; asking again", file=sys.stderr, flush=True)
+            return None
+        for pod in pods:
+            for status in pod.status.container_statuses or ():
+                for state in (status.state, status.last_state):
+                    ended = state.terminated if state else None
+                    if ended and 0 < ended.exit_code < SIGNALLED:
+                        return f"{pod.metadata.name} ended with exit code {ended.exit_code}"
+        return None
+
+    def log(self, name: str, previous: bool = False) -> str:
+        """All that the first node has written so far, or had before its restart; empty before it runs."""
         labels = f"{JOB_LABEL}={name},{INDEX_LABEL}=0"
         with self._explained("read the log of TrainJob", gone=f"the pod of TrainJob {name} is gone"):
             pods = self.core.list_namespaced_pod(self.namespace, label_selector=labels, **self.timeout).items
@@ -237,8 +269,8 @@ class _Jobs:
             if not started:
                 return ""
             newest = max(started, key=lambda pod: str(pod.metadata.creation_timestamp))
-            pod = (newest.metadata.name, self.namespace)
-            return str(self.core.read_namespaced_pod_log(*pod, container=NODE, **self.timeout))
+            pod, more = (newest.metadata.name, self.namespace), {"previous": True} if previous else {}
+            return str(self.core.read_namespaced_pod_log(*pod, container=NODE, **more, **self.timeout))
 
     def delete(self, name: str) -> None:
         """Remove the job with its pods; one that is gone is fine, one that cannot be removed is said."""
@@ -266,6 +298,12 @@ class _Jobs:
                 raise PneumoniaError(gone) from error
             if error.status in (429, 500, 502, 503, 504):
                 raise ServerUnavailable(f"{what}: the cluster is busy ({_one_line(error)})") from error
+            if "admission webhook" in str(error.body):
+                # Answered with 403, as missing rights are.
+                raise MissingPrerequisite(
+                    f"{what} in namespace {self.namespace}: Kubeflow Trainer refuses it: {_one_line(error)}; it "
+                    f"needs the ClusterTrainingRuntime {RUNTIME}"
+                ) from error
             advice = {
                 403: "let this step's service account create, get and delete trainjobs and read pods and their logs",
                 404: "install Kubeflow Trainer 2",

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from pneumonia import contract
 from pneumonia.bundle import Manifest
 from pneumonia.errors import BundleNotFound, PneumoniaError, Refused, StorageError, UsageError
+from pneumonia.release_manifest import verify_release
 from pneumonia.triton.hardening import become
 from pneumonia.triton.repository import manifest_of
+from pneumonia.triton.wheel import link_files
 
 
 def server_command(arguments: list[str]) -> list[str]:
     """The tritonserver command for REPOSITORY and the flags behind it.
 
     Raises UsageError without a repository, BundleNotFound where it holds no release, StorageError where it cannot be
-    read, BundleError where it is damaged, Refused for a model trained on drawn images without ALLOW_SYNTHETIC_ENV.
+    read, BundleError where it is damaged or changed, Refused for a model of drawn images without ALLOW_SYNTHETIC_ENV.
     """
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"usage: {contract.SERVER_COMMAND} REPOSITORY [FLAG...], flags being tritonserver's")
@@ -30,7 +33,22 @@ def server_command(arguments: list[str]) -> list[str]:
             "the release (chmod -R a+rX), or run as the user that owns it"
         ) from error
     # The configurations are complete; completing them would start every Python model twice.
-    return ["tritonserver", f"--model-repository={repository}", "--disable-auto-complete-config", *arguments[1:]]
+    served = _with_versions(repository)
+    return ["tritonserver", f"--model-repository={served}", "--disable-auto-complete-config", *arguments[1:]]
+
+
+def _with_versions(repository: Path) -> Path:
+    """The repository, or links to it where a storage initializer dropped the ensemble's version with its empty file.
+
+    Releases of this version have no empty file.
+    """
+    version = Path(contract.ENSEMBLE) / contract.MODEL_VERSION
+    if (repository / version).is_dir():
+        return repository
+    linked = Path(tempfile.mkdtemp(prefix="pneumonia-repository."))
+    link_files(repository.resolve(), linked)
+    (linked / version).mkdir(parents=True)
+    return linked
 
 
 def _check(repository: Path) -> None:
@@ -46,6 +64,9 @@ def _check(repository: Path) -> None:
                 "`pneumoctl publish` printed, or build it into the image with `make images RELEASE=<that folder>`"
             ) from error
     manifest = Manifest.read(bundle)
+    # What a bucket or a download damaged, and what someone changed, is found before it answers anyone.
+    if (repository / contract.RELEASE_MANIFEST).is_file():
+        verify_release(repository)
     if manifest.synthetic and os.environ.get(contract.ALLOW_SYNTHETIC_ENV) != "1":
         raise Refused(
             f"{repository}: {manifest.name} was trained on drawn images and its answers mean nothing for a patient; "

@@ -75,8 +75,9 @@ def _write_model(root: Path, name: str, config: str, files: dict[str, Path], bac
     if backend_module is not None:
         shutil.copyfile(Path(__file__).parent / "backend" / f"{backend_module}.py", version / _MODEL_FILE)
     elif not files:
-        # Git and object stores forget empty folders, and Triton wants the version of an ensemble to exist.
-        (version / ".keep").touch()
+        # Git and object stores forget empty folders, KServe's storage initializer forgets empty files too, and Triton
+        # wants the version of an ensemble to exist.
+        write_text(version / ".keep", "An ensemble has no files; its version folder has to exist.\n")
     write_text(root / name / "config.pbtxt", config)
 
 

@@ -6,6 +6,7 @@ container's first process instead, and its exit is what the kubelet, or Docker, 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from pneumonia import contract
 from pneumonia.triton.drain import drain
@@ -23,6 +25,8 @@ EXIT_TIMEOUT_S = 30.0
 LOST = 70
 """Exit code where a process of the server was lost: EX_SOFTWARE."""
 _PR_SET_PDEATHSIG = 1
+_SHARED_MEMORY = Path("/dev/shm")
+_PREFIX_SETTING = "shm-region-prefix-name"
 
 
 def supervise(command: list[str]) -> int:
@@ -30,6 +34,24 @@ def supervise(command: list[str]) -> int:
 
     Raises OSError where it cannot be run.
     """
+    if any(_PREFIX_SETTING in part for part in command):
+        return _supervise(command)  # Whoever chose the prefix removes what is left under it.
+    prefix = f"pneumonia-triton.{os.getpid()}."
+    # A server that was killed leaves its shared memory, and in a pod that outlives the container.
+    _unlink(prefix)
+    try:
+        return _supervise([*command, f"--backend-config=python,{_PREFIX_SETTING}={prefix}"])
+    finally:
+        _unlink(prefix)
+
+
+def _unlink(prefix: str) -> None:
+    for region in _SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            region.unlink()
+
+
+def _supervise(command: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

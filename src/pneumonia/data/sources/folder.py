@@ -1,22 +1,22 @@
-"""Images that are already here: class folders, flat or under train/val/test, or a labels.csv."""
+"""Images that are already here: class folders, flat or under train/val/test, a labels.csv, or another table."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
+from pneumonia.core.listing import SUFFIXES, head_of, is_image, walk
+from pneumonia.data.labels import LABELS_FILE, PARTS, Columns, Files, labelled
 from pneumonia.data.sources import SOURCE_FILE, read_source
 from pneumonia.errors import ConfigError, DataError
-from pneumonia.files import replace_directory, write_json
+from pneumonia.files import printable, replace_directory, write_json
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
-LABELS_FILE = "labels.csv"
 _LABEL_INDEX = {name: index for index, name in enumerate(contract.LABELS)}
 
 
@@ -30,16 +30,31 @@ class Listed:
     part: str | None = None
 
 
+@dataclass
+class Found:
+    """What lies below a folder. left_out: path and reason of each file that is not used."""
+
+    listed: list[Listed] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def reasons(self) -> dict[str, int]:
+        """How many files were left out, by reason."""
+        return dict(Counter(why for _, why in self.left_out).most_common())
+
+
 def fetch(config: DataConfig, out: Path) -> None:
     """Note where the images are; nothing is copied. Raises DataError where the folder has no usable image."""
     if config.root is None:
         raise ConfigError("data.source=folder needs data.root=<folder of NORMAL and PNEUMONIA folders, or labels.csv>")
     root = Path(config.root).expanduser().resolve()
-    listed = list_images(root)
+    columns = Columns.of(config, root)
+    listed = survey(root, columns).listed
     # Images drawn by a program stay synthetic by whatever way they come.
     synthetic = (root / SOURCE_FILE).is_file() and read_source(root)["synthetic"]
     note = {"source": "folder", "synthetic": synthetic, "root": str(root), "images": len(listed),
             "listing": fingerprint(root, listed)}  # fmt: skip
+    if columns is not None:
+        note["columns"] = columns.to_json()
     before = read_source(out)["source"] if (out / SOURCE_FILE).is_file() else None
     if before not in (None, "folder", "phantom") and not root.is_relative_to(out.resolve()):
         raise DataError(f"{out}: holds what data={before} downloaded; choose another folder with data.raw_dir=")
@@ -62,104 +77,168 @@ def fingerprint(root: Path, listed: list[Listed]) -> str:
     return digest.hexdigest()
 
 
-def list_images(root: Path) -> list[Listed]:
-    """Every labelled image under `root`, sorted by path.
+def list_images(root: Path, columns: Columns | None = None) -> list[Listed]:
+    """The images of `survey`."""
+    return survey(root, columns).listed
 
-    labels.csv wins where there is one (columns path, label, and optional patient_id and split). Otherwise the folders
-    NORMAL and PNEUMONIA are read, directly under `root` or under train, val and test, names in any case of letters.
-    Raises DataError, saying what was found instead.
+
+def survey(root: Path, columns: Columns | None = None) -> Found:
+    """Every labelled image under `root`, sorted by path, and every other file with the reason why it is left out.
+
+    columns: a table and what its columns mean. Else labels.csv wins where there is one (columns path, label, and
+    optional patient_id and split). Otherwise the folders NORMAL and PNEUMONIA are read, directly under `root` or under
+    train, val and test, names in any case of letters. Raises DataError, saying what was found instead.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: not a folder; give data.root=<folder of the images>")
+        raise DataError(f"{printable(str(root))}: not a folder; give data.root=<folder of the images>")
+    own = next((name for name in sorted(os.listdir(root)) if name.lower() == LABELS_FILE), None)
     try:
-        found = list(_from_csv(root) if (root / LABELS_FILE).is_file() else _from_folders(root))
+        if columns is not None:
+            found = _by_columns(root, columns)
+        elif own is not None:
+            found = _by_own_table(root, root / own)
+        else:
+            found = _by_folders(root)
     except OSError as error:
-        raise DataError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
-    listed = sorted(found, key=lambda entry: entry.path)
-    if not listed:
+        raise DataError(f"{printable(str(error.filename or root))}: cannot be read ({error.strerror})") from error
+    found.listed.sort(key=lambda entry: entry.path)
+    if not found.listed:
         raise DataError(
             f"{root}: no {', '.join(SUFFIXES)} files in folders NORMAL and PNEUMONIA, directly or under train, val, "
-            f"test, and no {LABELS_FILE}; found {_some(root)}"
+            f"test, and no {LABELS_FILE}; found {_some(root)}{_hint(root, found)}"
         )
     for index, name in enumerate(contract.LABELS):
-        if not any(entry.label == index for entry in listed):
-            raise DataError(f"{root}: {len(listed)} images, none of them {name}; both classes are needed")
-    return listed
+        if not any(entry.label == index for entry in found.listed):
+            raise DataError(
+                f"{root}: {len(found.listed)} images, none of them {name}; both classes are needed; found {_some(root)}"
+            )
+    return found
 
 
 def _some(root: Path, most: int = 8) -> str:
     """The first few names in a folder, for a message."""
-    names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    names = sorted(printable(entry.name) for entry in root.iterdir() if not entry.name.startswith("."))
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
-def _folders(base: Path) -> list[Path]:
-    return sorted(entry for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _hint(root: Path, found: Found) -> str:
+    """Where the user may have meant to point, and why nothing was used."""
+    classes = {*(name.lower() for name in contract.LABELS), *PARTS}
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        if any(below.name.lower() in classes for below in folder.iterdir() if below.is_dir()):
+            return f"; did you mean data.root={folder}?"
+    tables = [entry.name for entry in root.iterdir() if entry.suffix.lower() == ".csv"]
+    if tables and not found.left_out:
+        return f"; a table such as {tables[0]} is read with data.labels="
+    if found.left_out:
+        why, count = next(iter(found.reasons().items()))
+        return f"; {count} files were left out ({why}), such as {printable(found.left_out[0][0])}"
+    return ""
 
 
-def _from_folders(root: Path) -> Iterator[Listed]:
-    parts = [(folder, folder.name.lower()) for folder in _folders(root) if folder.name.lower() in contract.SPLITS]
-    for base, part in ((root, None), *parts):
-        for folder in _folders(base):
-            label = _LABEL_INDEX.get(folder.name.upper())
-            if label is not None:
-                names = _images(root, folder)
-                yield from (Listed(str((folder / name).relative_to(root)), label, None, part) for name in names)
-
-
-def _images(root: Path, folder: Path) -> list[str]:
-    """Names of the image files of a class folder. Images in folders below would be lost silently, so they refuse."""
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            # Names that start with a dot are other programs' notes, such as those of macOS archives.
-            if entry.name.startswith("."):
+def _by_folders(root: Path) -> Found:
+    found, errors = Found(), list[OSError]()
+    for folder, names in walk(str(root), errors.append):
+        below = os.path.relpath(folder, root)
+        parts = [] if below == "." else below.split(os.sep)
+        part = PARTS.get(parts[0].lower()) if parts else None
+        label = _LABEL_INDEX.get(parts[-1].upper()) if len(parts) == (2 if part else 1) else None
+        for name in names:
+            path = os.path.normpath(os.path.join(below, name))
+            if name.startswith(".") or path == SOURCE_FILE:
                 continue
-            # os.path, because DirEntry raises for a link to itself; that one is told and left out when it is read.
-            if os.path.isdir(entry.path):
-                if any(name.lower().endswith(SUFFIXES) for name in os.listdir(entry.path)):
-                    raise DataError(
-                        f"{folder.relative_to(root)}: has images in a folder of its own, {entry.name}; put them "
-                        f"directly under {folder.name}, or list them in a {LABELS_FILE} with path,label,patient_id"
-                    )
-            elif entry.name.lower().endswith(SUFFIXES):
-                names.append(entry.name)
-    return names
+            if not is_image(name, _head_or_nothing(os.path.join(folder, name))):
+                found.left_out.append((path, "no image that is read, by its content"))
+            elif label is not None:
+                found.listed.append(Listed(path, label, None, part))
+            else:
+                found.left_out.append((path, _why_unused(parts, part)))
+    if errors:
+        raise errors[0]
+    return found
 
 
-def _from_csv(root: Path) -> Iterator[Listed]:
-    table = root / LABELS_FILE
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"path", "label"} - set(reader.fieldnames or ())
-            if missing:
-                raise DataError(
-                    f"{table}: no column {' and '.join(sorted(missing))}; the header is path,label and optionally "
-                    f"patient_id,split, this one is {','.join(reader.fieldnames or ['empty'])}"
-                )
-            seen: dict[str, int] = {}
-            for row in reader:
-                entry = _row(root, table, reader.line_num, row)
-                if entry.path in seen:
-                    raise DataError(
-                        f"{table} line {reader.line_num}: {entry.path} stands on line {seen[entry.path]} already; "
-                        "remove one of them"
-                    )
-                seen[entry.path] = reader.line_num
-                yield entry
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as a comma-separated UTF-8 table ({error})") from error
+def _why_unused(parts: list[str], part: str | None) -> str:
+    """Why an image of these folders has no label. Raises DataError for one below a class folder, which is in doubt."""
+    at = 1 if part else 0
+    if len(parts) > at + 1 and parts[at].upper() in _LABEL_INDEX:
+        where = "/".join(parts[: at + 1])
+        raise DataError(
+            f"{printable(where)}: has images in a folder of its own, {printable('/'.join(parts[at + 1 :]))}; put them "
+            f"directly under {printable(parts[at])}, or list them in a {LABELS_FILE} with path,label,patient_id"
+        )
+    return "in no folder NORMAL or PNEUMONIA, directly or under train, val or test"
 
 
-def _row(root: Path, table: Path, line: int, row: dict[str, str | None]) -> Listed:
-    where = f"{table} line {line}"
-    path, label = (row["path"] or "").strip(), (row["label"] or "").strip().upper()
-    if label not in _LABEL_INDEX:
-        raise DataError(f"{where}: label {row['label']!r}, expected {' or '.join(contract.LABELS)}")
-    if not path or not (root / path).is_file():
-        raise DataError(f"{where}: {path or 'an empty path'} is not a file under {root}")
-    part = (row.get("split") or "").strip().lower() or None
-    if part is not None and part not in contract.SPLITS:
-        raise DataError(f"{where}: split {part!r}, expected {', '.join(contract.SPLITS)} or nothing")
-    return Listed(path, _LABEL_INDEX[label], (row.get("patient_id") or "").strip() or None, part)
+def _head_or_nothing(path: str) -> Callable[[], bytes]:
+    def head() -> bytes:
+        try:
+            return head_of(path)
+        except OSError:
+            return b""
+
+    return head
+
+
+def _by_own_table(root: Path, table: Path) -> Found:
+    seen: dict[str, int] = {}
+    found = Found()
+    for row in labelled(table, None):
+        where = f"{table} line {row.line}"
+        if not row.path or not (root / row.path).is_file():
+            raise DataError(f"{where}: {printable(row.path) or 'an empty path'} is not a file under {root}")
+        places = os.path.normpath(root / row.path), os.path.realpath(root / row.path)
+        if not any(Path(place).is_relative_to(root) for place in places):
+            raise DataError(
+                f"{where}: {printable(row.path)} is outside {root}; put it there, or give the folder that holds both "
+                "as data.root="
+            )
+        if row.path in seen:
+            raise DataError(
+                f"{where}: {printable(row.path)} stands on line {seen[row.path]} already; remove one of them"
+            )
+        seen[row.path] = row.line
+        assert row.label is not None  # A label of our own table is one of two, or an error.
+        found.listed.append(Listed(row.path, row.label, row.patient, row.part))
+    found.left_out = list(_unlisted(root, table, seen))
+    return found
+
+
+def _by_columns(root: Path, columns: Columns) -> Found:
+    """Rows of one image are one: PNEUMONIA where any of them is, because several say where, or who found it."""
+    table, files, found = Path(columns.labels), Files(root), Found()
+    entries: dict[str, Listed] = {}
+    unclear: dict[str, str] = {}
+    for row in labelled(table, columns):
+        path = files.find(row.path)
+        if path is None:
+            found.left_out.append((row.path, "in the table, and not a file below the folder"))
+        elif row.label is None:
+            unclear.setdefault(path, "its label is neither class")
+        else:
+            known = entries.get(path)
+            label = row.label if known is None else max(known.label, row.label)
+            entries[path] = Listed(path, label, row.patient or (known.patient if known else None), row.part)
+    found.left_out += [(path, why) for path, why in unclear.items() if path not in entries]
+    found.listed = list(entries.values())
+    found.left_out += _unlisted(root, table, {*entries, *unclear})
+    if not entries:
+        example = f", such as {printable(found.left_out[0][0])}" if found.left_out else ""
+        raise DataError(
+            f"{table}: none of its rows has an image below {root} and a label{example}; check data.path_column= and "
+            "data.root="
+        )
+    return found
+
+
+def _unlisted(root: Path, table: Path, listed: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Images below `root` that a table does not name."""
+    known = {os.path.normpath(path) for path in listed}
+    for folder, names in walk(str(root), lambda error: None):
+        for name in names:
+            path = os.path.normpath(os.path.relpath(os.path.join(folder, name), root))
+            absolute = os.path.join(folder, name)
+            if path in known or absolute in known or absolute == str(table) or path == SOURCE_FILE:
+                continue
+            if is_image(name, _head_or_nothing(absolute)):
+                yield path, "not in the table, or in a row that does not count"

@@ -15,10 +15,10 @@ from typing import Any
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
+from pneumonia.core.listing import SUFFIXES
 from pneumonia.data.archive import extract_images
 from pneumonia.data.download import downloads_for, remove_downloads
 from pneumonia.data.sources import SOURCE_FILE, check_replaceable, read_source
-from pneumonia.data.sources.folder import SUFFIXES
 from pneumonia.errors import DataError, DependencyMissing, SourceUnavailable
 from pneumonia.files import replace_directory, write_json
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 from pneumonia import contract
 from pneumonia.config.schema import DataConfig
+from pneumonia.core.image import MIN_SIDE
+from pneumonia.core.preprocess import FILTERS
 from pneumonia.data.download import download, downloads_for, remove_downloads
 from pneumonia.data.sources import SOURCE_FILE, check_replaceable, read_source
 from pneumonia.errors import DataError
@@ -34,8 +36,10 @@ def fetch(config: DataConfig, out: Path) -> None:
     one or `out` holds other files.
     """
     name, published = FILES[config.medmnist_size]
-    wanted = {"source": "medmnist", "synthetic": False, "root": ".", "published_split": True,
+    wanted: dict[str, Any] = {"source": "medmnist", "synthetic": False, "root": ".", "published_split": True,
               "size": config.medmnist_size, "md5": config.medmnist_md5 or published}  # fmt: skip
+    if config.medmnist_size < MIN_SIDE:
+        wanted["enlarged_to"] = contract.IMAGE_SIZE
     check_replaceable(out, "medmnist")
     if _up_to_date(out, wanted):
         remove_downloads(out)
@@ -73,5 +77,9 @@ def _write_part(arrays: Any, part: str, size: int, folder: Path) -> None:
     for label in contract.LABELS:
         (folder / label).mkdir(parents=True)
     for number, (image, label) in enumerate(zip(images, labels[:, 0], strict=True)):
-        Image.fromarray(image).save(folder / contract.LABELS[label] / f"{number:05d}.png")
+        picture = Image.fromarray(image)
+        if size < MIN_SIDE:
+            # Sites may not send images as small as these; here they are what was asked for.
+            picture = picture.resize((contract.IMAGE_SIZE, contract.IMAGE_SIZE), FILTERS[contract.RESAMPLE])
+        picture.save(folder / contract.LABELS[label] / f"{number:05d}.png")
     print(f"fetch: {len(images)} images of {part}", file=sys.stderr)

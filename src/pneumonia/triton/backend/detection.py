@@ -55,7 +55,8 @@ class TritonPythonModel:
         self.session = open_session(folder / contract.ONNX_FILE, "cpu", False, max(min(2, cores), cores // 2))
         side = 2 * self.manifest.preprocessing.size
         stream = io.BytesIO()
-        Image.new("L", (side, side)).save(stream, "JPEG")
+        # Not one grey: that is no radiograph, and refused.
+        Image.linear_gradient("L").resize((side, side)).save(stream, "JPEG")
         self._logits([stream.getvalue()])
         self._register()
 

@@ -35,7 +35,7 @@ class TritonPythonModel:
         self.spec = Manifest.read(path).preprocessing
         self.log = RequestLog(manifest_model_id(path))
         stream = io.BytesIO()
-        Image.new("L", (2 * self.spec.size, 2 * self.spec.size)).save(stream, "JPEG")
+        Image.linear_gradient("L").resize((2 * self.spec.size, 2 * self.spec.size)).save(stream, "JPEG")
         preprocess([stream.getvalue()], self.spec)
 
     def execute(self, requests: list[Any]) -> list[Any]:
