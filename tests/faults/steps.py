@@ -124,7 +124,8 @@ def export(bundle: Bundle, data: PreparedData, folder: Path) -> tuple[Any, Any, 
     from pneumonia.bundle import extend_bundle
     from pneumonia.evaluation.evaluate import evaluate
 
-    other = extend_bundle(bundle, folder / "other", {}, threshold=0.77)
+    # Near the bundle's own: an export is refused where all test images get one answer.
+    other = extend_bundle(bundle, folder / "other", {}, threshold=bundle.manifest.threshold * 0.999)
     versions = []
     for number, path in enumerate((bundle.path, other.path)):
         evaluation = folder / f"evaluation-{number}"
