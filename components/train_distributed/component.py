@@ -46,7 +46,7 @@ def train_distributed(
     with step("train_distributed", library_version):
         from pathlib import Path
 
-        from pneumonia.release.trainjob import JobShape, train_on_cluster
+        from pneumonia.training.trainjob import JobShape, train_on_cluster
 
         shape = JobShape(num_nodes, gpus, image, volume_claim, tuple(tolerations), node_selector)
         show_bundle(train_on_cluster(settings, Path(prepared.path), Path(trained.path), shape), trained)

@@ -71,3 +71,8 @@ def verify_release(release: Path) -> dict[str, Any]:
                 f"{release / name}: {problem}; a release is immutable, remove {release} and publish the bundle again"
             )
     return manifest
+
+
+def release_name_of(uri: str) -> str:
+    """The release that a URI names: its last part."""
+    return uri.rstrip("/").rpartition("/")[2]

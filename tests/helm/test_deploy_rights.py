@@ -8,9 +8,9 @@ from typing import Any
 
 import helm_check
 
-from pneumonia.release.deploy import deploy
+from pneumonia.rollout.deploy import deploy
 from tests.helm.conftest import nested
-from tests.release.clusters import NAMESPACE, RULES, make_world
+from tests.rollout.clusters import NAMESPACE, RULES, make_world
 
 VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
 PATH = re.compile(r"(\w+) /(?:api/v1|apis/([^/]+)/[^/]+)/namespaces/([^/]+)/([a-z]+)(?:/([^/]+))?$")

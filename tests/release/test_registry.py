@@ -12,14 +12,14 @@ from pneumonia import contract
 from pneumonia.bundle import Bundle
 from pneumonia.cli import release as publish_cli
 from pneumonia.errors import ServerUnavailable
-from pneumonia.release.deploy import deploy, rollback
 from pneumonia.release.publish import publish
 from pneumonia.release.registry import aliased, set_alias
-from pneumonia.release.retention import in_use, prune
-from pneumonia.release.rollout import Rollout
 from pneumonia.release.stores import FolderStore
+from pneumonia.rollout.deploy import deploy, rollback
+from pneumonia.rollout.retention import in_use, prune
+from pneumonia.rollout.rollout import Rollout
 from tests.bundles import tiny_bundle
-from tests.release.clusters import NAMESPACE, RULES, SERVICE, make_world
+from tests.rollout.clusters import NAMESPACE, RULES, SERVICE, make_world
 
 pytest.importorskip("mlflow", reason="mlflow is not installed; pip install 'pneumonia[train]'")
 

@@ -14,9 +14,9 @@ from pneumonia.bundle import Bundle
 from pneumonia.errors import BundleError, MissingPrerequisite, ServerUnavailable, UsageError
 from pneumonia.release import stores
 from pneumonia.release.publish import publish, publish_release
-from pneumonia.release.retention import prune
 from pneumonia.release.stores import S3Store, open_store
 from pneumonia.release_manifest import verify_release
+from pneumonia.rollout.retention import prune
 from tests.bundles import tiny_bundle
 from tests.release.killing import die, killed
 from tests.s3 import BUCKET, KEY, SECRET, s3_server

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from pneumonia.release.rollout import Rollout
+    from pneumonia.rollout.rollout import Rollout
 
 _SERVICE = typer.Option("pneumonia", "--service", "-s", help="Name of the InferenceService.")
 _NAMESPACE = typer.Option("pneumonia", "--namespace", "-n", help="Its namespace.")
@@ -32,8 +32,8 @@ def register(app: typer.Typer) -> None:
 
 
 def _rollout(service: str, namespace: str, context: str | None, timeout_s: float = 900.0) -> Rollout:
-    from pneumonia.release.cluster import KubernetesCluster
-    from pneumonia.release.rollout import Rollout
+    from pneumonia.kubernetes import KubernetesCluster
+    from pneumonia.rollout.rollout import Rollout
 
     return Rollout(KubernetesCluster(context), service, namespace, timeout_s=timeout_s)
 
@@ -52,8 +52,8 @@ def list_releases(
 ) -> None:
     """One JSON line for each complete release, newest first, with what uses it."""
     from pneumonia.release.registry import aliased
-    from pneumonia.release.retention import in_use
     from pneumonia.release.stores import open_store
+    from pneumonia.rollout.retention import in_use
 
     store, uses = open_store(root), in_use(_rollouts(services, context))
     aliases = aliased(tracking_uri, registered_model)
@@ -105,8 +105,8 @@ def promote(
     Exits 5, with every reason, where it was refused. Run it again after an interruption: it goes on.
     """
     from pneumonia.bundle import default_bundle
-    from pneumonia.release.cluster import KubernetesCluster
-    from pneumonia.release.deploy import deploy
+    from pneumonia.kubernetes import KubernetesCluster
+    from pneumonia.rollout.deploy import deploy
 
     result = deploy(
         release, bundle or default_bundle(), images, service=service, namespace=namespace, managed_by=managed_by,
@@ -128,8 +128,8 @@ def rollback(
     registered_model: str = _REGISTERED,
 ) -> None:
     """Remove the canary where there is one; else serve again what was served before."""
-    from pneumonia.release.deploy import rollback as roll_back
     from pneumonia.release.registry import CHAMPION, set_alias
+    from pneumonia.rollout.deploy import rollback as roll_back
 
     rollout = _rollout(service, namespace, context, timeout)
     served = roll_back(rollout, to)
@@ -150,9 +150,9 @@ def prune(
     """Delete old releases; never one that is served, tested, gone back to, or named by an alias of the registry."""
     from pneumonia.errors import UsageError
     from pneumonia.release.registry import aliased
-    from pneumonia.release.retention import in_use
-    from pneumonia.release.retention import prune as prune_store
     from pneumonia.release.stores import open_store
+    from pneumonia.rollout.retention import in_use
+    from pneumonia.rollout.retention import prune as prune_store
 
     if bool(services) == without_cluster:
         raise UsageError("name every InferenceService that serves from here with --service, or give --without-cluster")

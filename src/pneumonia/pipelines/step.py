@@ -167,7 +167,7 @@ def deploy_release(
     `confirm_deployed` tells.
     """
     from pneumonia.config.compose import compose
-    from pneumonia.release.deploy import deploy
+    from pneumonia.rollout.deploy import deploy
 
     uri = json.loads(release.read_text("utf-8"))["release"]
     if "://" not in uri:
@@ -187,6 +187,6 @@ def deploy_release(
 
 def confirm_deployed(deployed: Path) -> None:
     """Raises DeployRefused, with every reason, where `deploy_release` wrote that the canary was refused."""
-    from pneumonia.release.deploy import DeployResult
+    from pneumonia.rollout.deploy import DeployResult
 
     DeployResult(**json.loads(deployed.read_text("utf-8"))).require()

@@ -6,7 +6,7 @@ from typing import Any
 
 from pneumonia.config.schema import Config, TrackingConfig
 from pneumonia.errors import MissingPrerequisite
-from pneumonia.release.service import release_name_of
+from pneumonia.release_manifest import release_name_of
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"

@@ -1,7 +1,7 @@
 """An API server with KServe in memory, for tests of rollouts; its rules are those of KServe's webhook and controller.
 
 Read in KServe's sources of August 2026 (inference_service_validation.go, components/predictor.go,
-ingress/httproute_reconciler.go); `tests/release/test_fake_cluster.py` says each of them as a test.
+ingress/httproute_reconciler.go); `tests/rollout/test_fake_cluster.py` says each of them as a test.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from pneumonia.errors import ServerUnavailable
 from pneumonia.inference.fake import FakePredictor
 from pneumonia.inference.predictor import Predictor
-from pneumonia.release.cluster import ApiError
-from pneumonia.release.service import MODE_ANNOTATION, SERVICE_LABEL
+from pneumonia.kubernetes import ApiError
+from pneumonia.rollout.service import MODE_ANNOTATION, SERVICE_LABEL
 
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
@@ -85,7 +85,7 @@ class FakeCluster:
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """See `pneumonia.release.cluster.Cluster`."""
+        """See `pneumonia.kubernetes.Cluster`."""
         self.log.append(f"{method} {path}")
         self.tick()
         match = _PATH.match(path)

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pneumonia.files import write_json
-from pneumonia.release.cluster import ApiError
-from pneumonia.release.fake_cluster import FakeCluster
+from pneumonia.kubernetes import ApiError
+from tests.rollout.fake_cluster import FakeCluster
 
 _MERGE_PATCH = "application/merge-patch+json"
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from pneumonia.errors import MissingPrerequisite, ServerUnavailable
-from pneumonia.release.cluster import ApiError, KubernetesCluster, Namespace
-from pneumonia.release.deploy import deploy
-from pneumonia.release.fake_cluster import FakeCluster
-from pneumonia.release.fake_http import serve, write_kubeconfig
-from tests.release.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
+from pneumonia.kubernetes import ApiError, KubernetesCluster, Namespace
+from pneumonia.rollout.deploy import deploy
+from tests.rollout.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
+from tests.rollout.fake_cluster import FakeCluster
+from tests.rollout.fake_http import serve, write_kubeconfig
 
 pytest.importorskip("kubernetes", reason="kubernetes is not installed; pip install 'pneumonia[pipelines]'")
 PATH = f"/apis/serving.kserve.io/v1beta1/namespaces/{NAMESPACE}/inferenceservices/{SERVICE}"
@@ -81,7 +81,7 @@ def test_no_cluster_and_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:9")))
     with pytest.raises(MissingPrerequisite, match="context"):
         KubernetesCluster("other")
-    monkeypatch.setattr("pneumonia.release.cluster._ATTEMPTS", 1)
+    monkeypatch.setattr("pneumonia.kubernetes._ATTEMPTS", 1)
     with pytest.raises(ServerUnavailable, match=r"no answer from the cluster at http://127.0.0.1:9"):
         KubernetesCluster().request("GET", PATH)
 

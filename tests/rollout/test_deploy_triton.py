@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pneumonia.inference.predictor import Predictor
-from pneumonia.release.deploy import deploy
-from pneumonia.release.rollout import connect_http
+from pneumonia.rollout.deploy import deploy
+from pneumonia.rollout.rollout import connect_http
 from tests.bundles import serving
-from tests.release.clusters import NAMESPACE, RULES, SERVICE, make_world
+from tests.rollout.clusters import NAMESPACE, RULES, SERVICE, make_world
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from pneumonia.errors import UsageError
-from pneumonia.release.rollout import Rollout
-from pneumonia.release.service import release_name_of
 from pneumonia.release.stores import Store
+from pneumonia.release_manifest import release_name_of
+from pneumonia.rollout.rollout import Rollout
 
 
 def in_use(rollouts: Iterable[Rollout]) -> dict[str, str]:

@@ -17,10 +17,10 @@ from pneumonia.core.prediction import Prediction
 from pneumonia.core.preprocess import preprocess
 from pneumonia.inference.onnx_runtime import OnnxPredictor, open_session
 from pneumonia.inference.predictor import Predictor
-from pneumonia.release.fake_cluster import FakeCluster
 from pneumonia.release.publish import publish
 from pneumonia.release_manifest import verify_release
 from tests.bundles import tiny_bundle, xray
+from tests.rollout.fake_cluster import FakeCluster
 
 SERVICE = NAMESPACE = "pneumonia"
 RULES: dict[str, Any] = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pneumonia.release.cluster import ApiError
-from pneumonia.release.deploy import deploy, rollback
-from pneumonia.release.fake_cluster import FakeCluster, merge_patch
-from pneumonia.release.rollout import Rollout
+from pneumonia.kubernetes import ApiError
+from pneumonia.rollout.deploy import deploy, rollback
+from pneumonia.rollout.rollout import Rollout
 from tests.conftest import ROOT
-from tests.release.clusters import NAMESPACE, RULES, SERVICE, World, inference_service, install, make_world
+from tests.rollout.clusters import NAMESPACE, RULES, SERVICE, World, inference_service, install, make_world
+from tests.rollout.fake_cluster import FakeCluster, merge_patch
 
 PATH = f"/apis/serving.kserve.io/v1beta1/namespaces/{NAMESPACE}/inferenceservices/{SERVICE}"
 SCHEMAS = Path(os.environ.get("PNEUMONIA_SCHEMAS") or ROOT.parent / "shared" / "schemas")

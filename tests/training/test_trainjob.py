@@ -16,10 +16,10 @@ import pytest
 
 from pneumonia.bundle import Bundle
 from pneumonia.errors import MissingPrerequisite, PneumoniaError
-from pneumonia.release import trainjob
-from pneumonia.release.trainjob import JobShape, train_job, train_on_cluster
+from pneumonia.training import trainjob
+from pneumonia.training.trainjob import JobShape, train_job, train_on_cluster
 from tests.pipelines.kubeflow import serve
-from tests.release.trainer_api import FakeTrainer, trains
+from tests.training.trainer_api import FakeTrainer, trains
 
 client = pytest.importorskip(
     "kubernetes.client", reason="kubernetes is not installed; pip install 'pneumonia[pipelines]'"
@@ -223,7 +223,7 @@ def test_a_step_that_is_stopped_removes_its_job(prepared_folder: Path, workspace
     server = FakeTrainer("Running", ["one"])
     code = (
         "import sys; from pathlib import Path; from kubernetes import client\n"
-        "from pneumonia.release.trainjob import JobShape, train_on_cluster\n"
+        "from pneumonia.training.trainjob import JobShape, train_on_cluster\n"
         "api = client.ApiClient(client.Configuration(host=sys.argv[1]))\n"
         "train_on_cluster([], Path(sys.argv[2]), Path(sys.argv[4]), JobShape(1, 2, 'i', 'c'),\n"
         "                 workspace=Path(sys.argv[3]), namespace='ml', api=api, poll_s=0.1)"

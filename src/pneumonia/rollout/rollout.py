@@ -10,8 +10,8 @@ from typing import Any
 
 from pneumonia.errors import MissingPrerequisite, PneumoniaError
 from pneumonia.inference.predictor import Predictor
-from pneumonia.release.cluster import KSERVE_SINCE, ApiError, Cluster, Namespace
-from pneumonia.release.service import (
+from pneumonia.kubernetes import KSERVE_SINCE, ApiError, Cluster, Namespace
+from pneumonia.rollout.service import (
     SERVICE_LABEL,
     Canary,
     Service,

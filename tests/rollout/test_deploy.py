@@ -14,10 +14,10 @@ from pneumonia.bundle import Bundle
 from pneumonia.core.prediction import Prediction
 from pneumonia.errors import DataError, DeployRefused, MissingPrerequisite, ServerUnavailable, UsageError
 from pneumonia.inference.predictor import Predictor
-from pneumonia.release import checks
-from pneumonia.release.deploy import DeployResult, deploy
-from pneumonia.release.fake_cluster import FakeCluster
-from tests.release.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
+from pneumonia.rollout import checks
+from pneumonia.rollout.deploy import DeployResult, deploy
+from tests.rollout.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
+from tests.rollout.fake_cluster import FakeCluster
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """From a published release to the one that patients' images meet: canary, checks, traffic, promotion, or removal.
 
-    from pneumonia.release.deploy import deploy
+    from pneumonia.rollout.deploy import deploy
     result = deploy("s3://models/releases/<digest>", Path("models"), Path("xrays"), namespace="pneumonia")
     result.require()     # raises DeployRefused, exit code 5, with every reason
 
@@ -18,11 +18,12 @@ from typing import Any
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.errors import DeployRefused, MissingPrerequisite, UsageError
 from pneumonia.files import write_text
-from pneumonia.release import checks, registry
-from pneumonia.release.checks import ProbeImage
-from pneumonia.release.cluster import Cluster, KubernetesCluster
-from pneumonia.release.rollout import SETTLE_S, Connect, NotReady, Rollout, connect_http
-from pneumonia.release.service import Variant, canary_values, promotion_values, returning, variant_of
+from pneumonia.kubernetes import Cluster, KubernetesCluster
+from pneumonia.release import registry
+from pneumonia.rollout import checks
+from pneumonia.rollout.checks import ProbeImage
+from pneumonia.rollout.rollout import SETTLE_S, Connect, NotReady, Rollout, connect_http
+from pneumonia.rollout.service import Variant, canary_values, promotion_values, returning, variant_of
 
 STRATEGIES = ("auto", "canary", "shadow")
 MANAGED_BY = ("deploy", "values")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pneumonia.errors import MissingPrerequisite
+from pneumonia.release_manifest import release_name_of
 
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
@@ -103,11 +104,6 @@ class Service:
                 f"InferenceService {self.name}: minReplicas is 0, and a canary may not have more pods than the stable "
                 "predictor; set scaling.minReplicas to at least 1"
             )
-
-
-def release_name_of(uri: str) -> str:
-    """The release that a URI names: its last part."""
-    return uri.rstrip("/").rpartition("/")[2]
 
 
 def variant_of(uri: str) -> Variant:
