@@ -154,6 +154,9 @@ class ModelConfig:
     """vit_conv_stem: side of the squares of pixels that are averaged before the first convolution."""
     standardize: bool = False
     """vit_conv_stem: give every image mean 0 and standard deviation 1, so that exposure tells nothing."""
+    standardize_margin: float = 0.0
+    """Share of each side that those statistics leave out, so that they come from inside the body and no border
+    changes them."""
     stem_blocks: list[int] = field(default_factory=list)
     """vit_conv_stem: residual blocks after each of its stride-2 convolutions; empty for none."""
     hidden_size: int = 192
@@ -196,6 +199,7 @@ class ModelConfig:
         halvings = self.patch_size.bit_length() - 1
         if self.patch_size != 2**halvings or not 2 <= halvings <= 5:
             raise ConfigError(f"model.patch_size={self.patch_size}: vit_conv_stem takes 4, 8, 16 or 32")
+        _between("model.standardize_margin", self.standardize_margin, 0.0, 0.4)
         if self.stem_blocks and len(self.stem_blocks) != halvings:
             raise ConfigError(
                 f"model.stem_blocks={self.stem_blocks}: {len(self.stem_blocks)} numbers, expected one for each of the "
@@ -225,13 +229,24 @@ class AugmentConfig:
     """Standard deviation of Gaussian noise, in units of the full pixel range."""
     erase_probability: float = 0.0
     """Chance of one random rectangle of mean grey."""
+    crop_area: float = 1.0
+    """Random resized crops: an image's least share that is kept, anywhere in it; 1 keeps all."""
+    crop_ratio: float = 1.25
+    """Aspect ratio of those crops, between 1 / crop_ratio and crop_ratio."""
+    border_probability: float = 0.0
+    """Chance of borders instead of a crop, each side's width its own, one third black, white and any grey."""
+    border_width: float = 0.15
+    """Widest border, as a share of that side."""
 
     def __post_init__(self) -> None:
-        for name in ("flip_probability", "erase_probability"):
+        for name in ("flip_probability", "erase_probability", "border_probability"):
             _between(f"training.augment.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("scale", "translate", "brightness", "contrast", "gamma", "noise"):
             _between(f"training.augment.{name}", getattr(self, name), 0.0, 0.9)
         _between("training.augment.rotate_degrees", self.rotate_degrees, 0.0, 180.0)
+        _between("training.augment.crop_area", self.crop_area, 0.05, 1.0)
+        _between("training.augment.crop_ratio", self.crop_ratio, 1.0, 3.0)
+        _between("training.augment.border_width", self.border_width, 0.0, 0.4)
 
 
 @dataclass(frozen=True)

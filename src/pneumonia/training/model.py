@@ -95,7 +95,11 @@ def _from_scratch(config: ModelConfig) -> Any:
         return ViTForImageClassification(ViTConfig(**shape))
     halvings = config.patch_size.bit_length() - 1
     stem = {"stem_channels": list(_STEM_WIDTHS[:halvings]), "stem_blocks": list(config.stem_blocks)}
-    own = {"input_pool": config.input_pool, "standardize": config.standardize}
+    own = {
+        "input_pool": config.input_pool,
+        "standardize": config.standardize,
+        "standardize_margin": config.standardize_margin,
+    }
     return ConvStemViTForImageClassification(ConvStemViTConfig(**shape, **stem, **own))
 
 
