@@ -308,10 +308,15 @@ class EvaluationConfig:
     """Share of people with pneumonia where the model is to be used, for ppv and npv."""
     worst: int = 8
     """Wrong answers shown in the report as small pictures; 0 shows none."""
+    stress: bool = True
+    """Score the test images also under changes that leave the label as it is: crops, borders, exposure, blur."""
+    stress_images: int = 1000
+    """At most so many test images for that, drawn with `seed`; there are two dozen changes."""
 
     def __post_init__(self) -> None:
         _between("evaluation.prevalence", self.prevalence, 0.0001, 0.9999)
         _between("evaluation.worst", self.worst, 0, 100)
+        _between("evaluation.stress_images", self.stress_images, 20, 1_000_000)
         _between("evaluation.recall_target", self.recall_target, 0.5, 0.999)
         _between("evaluation.bootstrap_samples", self.bootstrap_samples, 100, 100_000)
 
@@ -330,10 +335,20 @@ class GateConfig:
     """Least F1."""
     recall_low: float = 0.90
     """Least lower end of the 95 % interval of recall: a good figure on few patients proves little."""
+    stress_auroc: Optional[float] = None  # noqa: UP045
+    """Least AUROC under the worst change of framing (crops, borders, bars); null does not ask. Of drawn images none of
+    the three is asked."""
+    stress_recall: Optional[float] = None  # noqa: UP045
+    """Least recall under the worst change of framing, at the served threshold; null does not ask."""
+    stress_specificity: Optional[float] = None  # noqa: UP045
+    """Least specificity under the worst change of framing, at the served threshold; null does not ask."""
     champion: Optional[str] = None  # noqa: UP045
     """Folder of the evaluation of the model that is served now, on the same test images; null where there is none."""
 
     def __post_init__(self) -> None:
+        for name in ("stress_auroc", "stress_recall", "stress_specificity"):
+            if (bound := getattr(self, name)) is not None:
+                _between(f"gate.{name}", bound, 0.0, 1.0)
         for name in ("accuracy", "precision", "recall", "f1", "recall_low"):
             _between(f"gate.{name}", getattr(self, name), 0.0, 1.0)
 
