@@ -144,6 +144,11 @@ class ModelConfig:
     large patch projection, as in Xiao et al. 2021 (arXiv:2106.14881)."""
     checkpoint: Optional[str] = None  # noqa: UP045
     """Hub name, folder in Hugging Face format, or bundle to start from; null trains from scratch."""
+    checkpoint_mean: Optional[float] = None  # noqa: UP045
+    """Mean of pixels in 0..1 that the checkpoint was trained with, if it has no preprocessor_config.json to say so;
+    null: ImageNet's. What differs from ImageNet's is folded into the first layer, exactly."""
+    checkpoint_std: Optional[float] = None  # noqa: UP045
+    """Standard deviation, as `checkpoint_mean`."""
     expected_parameters: Optional[int] = None  # noqa: UP045
     """Refuse to train a model whose parameters, in millions, round to another number; null does not check."""
     baseline: str = "pixels"
@@ -192,6 +197,10 @@ class ModelConfig:
             )
         if self.architecture == "vit_conv_stem":
             self._check_stem()
+        if self.checkpoint_mean is not None:
+            _between("model.checkpoint_mean", self.checkpoint_mean, 0.0, 1.0)
+        if self.checkpoint_std is not None:
+            _between("model.checkpoint_std", self.checkpoint_std, 0.001, 10.0)
         _between("model.learning_rate", self.learning_rate, 1e-8, 1.0)
         _between("model.weight_decay", self.weight_decay, 0.0, 1.0)
 

@@ -34,6 +34,7 @@ from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, t
 from pneumonia.training.interrupt import StopOnSignal
 from pneumonia.training.memory import keep_freed_memory
 from pneumonia.training.model import build_model, require_checkpoint
+from pneumonia.training.pretrained import head_of, require_usable
 from pneumonia.training.processes import is_main, wait_for_all, world_size
 from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, shown, track
 
@@ -220,6 +221,8 @@ def make_trainer(config: Config, data: PreparedData, folder: Path, tracker: Trac
     keep_freed_memory()
     set_seed(training.seed)
     model = build_model(config.model)
+    if config.model.checkpoint and is_main():
+        require_usable(model, config.model.checkpoint)
     if world_size() > 1 and torch.cuda.is_available():
         # Statistics of the whole batch, as one process has them. There is no such layer for processors.
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -339,7 +342,7 @@ def _calibrate(config: Config, data: PreparedData, model: Any) -> Manifest:
     logits = predict_logits(model, data, rows, title="validation")
     temperature, offset = fit_temperature_and_offset(logits, labels)
     with torch.no_grad():
-        model.classifier.bias[contract.PNEUMONIA] += offset
+        head_of(model).bias[contract.PNEUMONIA] += offset
     logits[:, contract.PNEUMONIA] += offset
     probability = pneumonia_probability(logits, temperature)
     options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
