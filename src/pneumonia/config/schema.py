@@ -149,6 +149,10 @@ class ModelConfig:
     null: ImageNet's. What differs from ImageNet's is folded into the first layer, exactly."""
     checkpoint_std: Optional[float] = None  # noqa: UP045
     """Standard deviation, as `checkpoint_mean`."""
+    freeze: bool = False
+    """Train a linear head alone, on features of the checkpoint that are computed once for every view of an image."""
+    freeze_views: int = 2
+    """With `freeze`: random views of every training image, as training.augment draws them."""
     expected_parameters: Optional[int] = None  # noqa: UP045
     """Refuse to train a model whose parameters, in millions, round to another number; null does not check."""
     baseline: str = "pixels"
@@ -197,6 +201,9 @@ class ModelConfig:
             )
         if self.architecture == "vit_conv_stem":
             self._check_stem()
+        if self.freeze and self.checkpoint is None:
+            raise ConfigError("model.freeze=true: needs trained features; name them with model.checkpoint=")
+        _between("model.freeze_views", self.freeze_views, 1, 100)
         if self.checkpoint_mean is not None:
             _between("model.checkpoint_mean", self.checkpoint_mean, 0.0, 1.0)
         if self.checkpoint_std is not None:

@@ -26,11 +26,12 @@ from pneumonia.core.metrics import metrics_with_intervals, point_metrics
 from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import PreparedData, load_prepared
-from pneumonia.errors import MissingPrerequisite
+from pneumonia.errors import MissingPrerequisite, UsageError
 from pneumonia.files import check_replaceable, replace_directory, write_json, write_text, writing_to
 from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.checkpoints import resume_point, start_anew
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
+from pneumonia.training.frozen import fit_head
 from pneumonia.training.interrupt import StopOnSignal
 from pneumonia.training.memory import keep_freed_memory
 from pneumonia.training.model import build_model, require_checkpoint
@@ -253,6 +254,9 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     where `out` holds something other than a bundle.
     """
     check_replaceable(out, contract.BUNDLE_MANIFEST, "output_dir=")
+    if config.model.freeze and (world_size() > 1 or config.training.resume):
+        raise UsageError("model.freeze=true: trains in one process and in one go; leave out torchrun and "
+                         "training.resume=true")  # fmt: skip
     data = load_prepared(prepared)
     require_checkpoint(config.model)
     folder = out.parent / CHECKPOINTS
@@ -265,14 +269,29 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
         return open_bundle(out)
     write_text(out.parent / "config.yaml", to_yaml(config))
     with writing_to(out), track(config, out.parent.name, tags) as tracker:
-        trainer = _fit(config, data, folder, resume_from, tracker)
-        write_json(out.parent / "history.json", trainer.state.log_history)
-        bundle = _write(config, data, trainer.model, out)
+        if config.model.freeze:
+            model, history = _fit_head(config, data)
+        else:
+            trainer = _fit(config, data, folder, resume_from, tracker)
+            model, history = trainer.model, trainer.state.log_history
+        write_json(out.parent / "history.json", history)
+        bundle = _write(config, data, model, out)
         tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
                      if item["value"] is not None})  # fmt: skip
         tracker.tag(BUNDLE_TAG, bundle.digest)
     wait_for_all()
     return bundle
+
+
+def _fit_head(config: Config, data: PreparedData) -> tuple[Any, list[dict[str, float]]]:
+    """The model of the checkpoint with a new head, and what the choice of it showed."""
+    set_seed(config.training.seed)
+    model = build_model(config.model)
+    require_usable(model, str(config.model.checkpoint))
+    if torch.cuda.is_available():
+        model = model.cuda()
+    history = fit_head(config, data, model)
+    return model.cpu(), [history]
 
 
 def _fit(
