@@ -20,6 +20,7 @@ from pneumonia.config.schema import Config
 from pneumonia.core.metrics import point_metrics
 from pneumonia.data.prepare import PreparedData
 from pneumonia.training.dataset import Collator, PixelDataset
+from pneumonia.training.precision import use_bf16
 from pneumonia.training.pretrained import head_of
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -28,14 +29,14 @@ _PROGRESS_SECONDS = 10.0
 
 
 def features_of(
-    model: nn.Module, collator: Collator, rows: npt.NDArray[np.int64], title: str
+    model: nn.Module, collator: Collator, rows: npt.NDArray[np.int64], title: str, precision: str = "auto"
 ) -> npt.NDArray[np.float32]:
     """What the head of `model` is given for images `rows`, (len(rows), D), as `collator` makes and changes them."""
     taken: list[torch.Tensor] = []
     hook = head_of(model).register_forward_pre_hook(lambda _, given: taken.append(given[0].float().cpu()))
     dataset, began, said = PixelDataset(rows), time.monotonic(), time.monotonic()
     device = next(model.parameters()).device
-    bf16 = device.type == "cpu" and _fast_bf16()
+    bf16 = use_bf16(precision, device.type == "cuda")
     model.eval()
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -50,10 +51,6 @@ def features_of(
     finally:
         hook.remove()
     return torch.cat(taken).numpy()
-
-
-def _fast_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def fit_head(config: Config, data: PreparedData, model: nn.Module) -> dict[str, float]:

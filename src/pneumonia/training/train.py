@@ -35,6 +35,7 @@ from pneumonia.training.frozen import fit_head
 from pneumonia.training.interrupt import StopOnSignal
 from pneumonia.training.memory import keep_freed_memory
 from pneumonia.training.model import build_model, require_checkpoint
+from pneumonia.training.precision import use_bf16
 from pneumonia.training.pretrained import head_of, require_usable
 from pneumonia.training.processes import is_main, wait_for_all, world_size
 from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, shown, track
@@ -155,15 +156,6 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             )
 
 
-def _use_bf16(precision: str, cuda: bool) -> bool:
-    """Whether to train in bfloat16. On a processor without the instructions it is emulated, many times slower."""
-    if precision != "auto":
-        return precision == "bf16"
-    if cuda:
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def _arguments(config: Config, folder: Path) -> TrainingArguments:
     training = config.training
     cuda = torch.cuda.is_available()
@@ -181,7 +173,7 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         lr_scheduler_type=training.lr_scheduler_type,
         label_smoothing_factor=training.label_smoothing_factor,
         max_grad_norm=training.max_grad_norm,
-        bf16=_use_bf16(training.precision, cuda),
+        bf16=use_bf16(training.precision, cuda),
         use_cpu=not cuda,
         ddp_backend=None if cuda or world_size() == 1 else "gloo",
         seed=training.seed,
