@@ -23,7 +23,7 @@ from pneumonia.training.dataset import Collator, PixelDataset
 from pneumonia.training.precision import use_bf16
 from pneumonia.training.pretrained import head_of
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the L2 penalty, of which validation AUROC chooses."""
 _PROGRESS_SECONDS = 10.0
 
