@@ -59,7 +59,7 @@ def vit_base(folder: Path) -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
     from pneumonia.export.to_int8 import write_int8_graph
-    from pneumonia.export.to_onnx import write_graph
+    from pneumonia.graph import write_graph
 
     torch.manual_seed(0)
     model = ViTForImageClassification(ViTConfig(num_labels=2)).eval()

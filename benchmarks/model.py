@@ -32,6 +32,9 @@ REQUIRED = (
     ("ece", "worst", max, 0.03),
 )
 
+# And under the worst change of framing on the main split, over the seeds: figure, bound, bound where much is cut off.
+STRESS_REQUIRED = (("auroc", 0.985, 0.985), ("specificity", 0.85, 0.75), ("recall", 0.93, 0.93))
+
 
 def main() -> None:
     """Train and score what is missing, then print and write the tables."""
@@ -42,7 +45,7 @@ def main() -> None:
     results = {name: [measure(xrays, work / name, overrides, seed) for seed in SEEDS]
                for name, overrides in SPLITS.items()}  # fmt: skip
     text = "\n\n".join([machine("torch", "transformers"), *(table(name, runs) for name, runs in results.items()),
-                        verdict(results["main"])])  # fmt: skip
+                        verdict(results["main"]), stress(results["main"])])  # fmt: skip
     print(text)
     write_section("The local model, three seeds", text)
 
@@ -107,6 +110,23 @@ def verdict(runs: list[dict[str, Any]]) -> str:
         met = value <= bound if name == "ece" else value >= bound
         sign = "<=" if name == "ece" else ">="
         lines.append(f"| {word} {name} {sign} {bound} | {value:.4f} | {'met' if met else 'not met'} |")
+    return "\n".join(lines)
+
+
+def stress(runs: list[dict[str, Any]]) -> str:
+    """The least of every figure over the seeds under every change, and what was required under those of framing."""
+    names = [name for name, _, _ in STRESS_REQUIRED]
+    lines = [f"Under changes of the same images, the least of {len(runs)} seed(s) at the served threshold:\n",
+             "| change | " + " | ".join(names) + " | required |", "|---" * (len(names) + 2) + "|"]  # fmt: skip
+    for change, item in runs[0]["stress"]["changes"].items():
+        least = {name: min(run["stress"]["changes"][change][name]["value"] for run in runs) for name in names}
+        met = all(least[name] >= (hard if change == "crop_15" else bound) for name, bound, hard in STRESS_REQUIRED)
+        word = ("met" if met else "not met") if item["framing"] else ""
+        lines.append(f"| {item['title']} | " + " | ".join(f"{least[name]:.4f}" for name in names) + f" | {word} |")
+    bounds = ", ".join(f"{name} {bound}" for name, bound, _ in STRESS_REQUIRED)
+    lines.append(
+        f"\nRequired of the changes of framing: at least {bounds}; specificity .75 with 15% of each side cut off."
+    )
     return "\n".join(lines)
 
 

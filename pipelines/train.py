@@ -66,7 +66,7 @@ def train_pipeline(
     """Fetch, prepare, train, evaluate, pass the gate, export, publish, deploy, and say how it ended.
 
     Args:
-        experiment: `local`, `smoke` or `vit_base`.
+        experiment: `local`, `smoke`, `vit_base` or `dinov2_small`.
         overrides: configuration, such as `training.num_train_epochs=5`.
         source: where X-rays come from, such as `phantom` or `folder`.
         data_root: folder of X-rays for `source=folder`.

@@ -36,7 +36,7 @@ def fetch(
     Never cached: what a folder holds is no part of a cache key.
 
     Args:
-        experiment: `local`, `smoke` or `vit_base`.
+        experiment: `local`, `smoke`, `vit_base` or `dinov2_small`.
         source: where the images come from, such as `phantom` or `folder`.
         data_root: folder of X-rays for `source=folder`; empty otherwise.
         overrides: configuration, such as `training.num_train_epochs=5`.

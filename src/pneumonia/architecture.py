@@ -26,7 +26,8 @@ class ConvStemViTConfig(ViTConfig):  # type: ignore[misc]
     stem_blocks: residual blocks after each of them; empty for none. input_pool: side of the squares of pixels that are
     averaged before anything else, so that `patch_size` counts averaged pixels. standardize: whether every image gets
     mean 0 and standard deviation 1 first, which takes away exposure and contrast: they tell how an image was made, not
-    what it shows.
+    what it shows. standardize_margin: share of each side that these two figures leave out, so that they are of the body
+    and not of what lies around it.
     """
 
     model_type = "vit_conv_stem"
@@ -35,6 +36,7 @@ class ConvStemViTConfig(ViTConfig):  # type: ignore[misc]
     stem_blocks: list[int] | tuple[int, ...] = ()
     input_pool: int = 1
     standardize: bool = False
+    standardize_margin: float = 0.0
 
 
 class ResidualBlock(nn.Module):
@@ -64,6 +66,7 @@ class ConvStem(nn.Module):
             raise ValueError(f"{len(config.stem_channels)} stem channels do not give patch_size {config.patch_size}")
         self.standardize = config.standardize
         side = config.image_size // config.input_pool
+        self.inside = slice(edge := round(config.standardize_margin * side), side - edge)
         self.num_patches = (-(-side // config.patch_size)) ** 2  # the last patch of a row may reach over the border
         self.image_size = (side, side)
         self.patch_size = (config.patch_size, config.patch_size)
@@ -80,8 +83,8 @@ class ConvStem(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.standardize:
-            centred = pixel_values - pixel_values.mean(dim=(2, 3), keepdim=True)
-            spread = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
+            centred = pixel_values - pixel_values[:, :, self.inside, self.inside].mean(dim=(2, 3), keepdim=True)
+            spread = centred[:, :, self.inside, self.inside].square().mean(dim=(2, 3), keepdim=True).sqrt()
             pixel_values = centred / (spread + LEAST_SPREAD)
         tokens: torch.Tensor = self.projection(self.convolutions(pixel_values))
         return tokens.flatten(2).transpose(1, 2)

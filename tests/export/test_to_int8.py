@@ -17,7 +17,8 @@ from pneumonia.errors import ParityRefused
 from pneumonia.evaluation.evaluate import evaluate
 from pneumonia.export import to_int8
 from pneumonia.export.to_int8 import export_int8, write_fused_graph, write_int8_graph
-from pneumonia.export.to_onnx import export_onnx, onnx_logits, write_graph
+from pneumonia.export.to_onnx import export_onnx, onnx_logits
+from pneumonia.graph import write_graph
 from pneumonia.inference.onnx_runtime import open_session
 from pneumonia.inference.predictor import open_predictor
 from pneumonia.training.dataset import predict_logits

@@ -97,7 +97,8 @@ def test_a_graph_that_answers_otherwise_is_refused_and_nothing_is_written(
             model.classifier.bias.add_(torch.tensor([1.0, -1.0]))  # type: ignore[attr-defined]
         write_graph(model, path)
 
-    write_graph = to_onnx.write_graph
+    from pneumonia.graph import write_graph
+
     monkeypatch.setattr(to_onnx, "write_graph", another_model)
     with pytest.raises(ParityRefused, match="ONNX disagrees with the PyTorch model"):
         export_onnx(smoke_config(tmp_path), trained.path, folder / "evaluation", prepared.path, tmp_path / "models")

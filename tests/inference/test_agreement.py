@@ -53,7 +53,7 @@ def vit_bundle(tmp_path: Path) -> Bundle:
     """A small transformer at its random initialisation, its classifier made steep so that images differ."""
     torch = pytest.importorskip("torch", reason="torch is not installed; pip install 'pneumonia[train]'")
     from pneumonia.config.schema import ModelConfig
-    from pneumonia.export.to_onnx import write_graph
+    from pneumonia.graph import write_graph
     from pneumonia.training.model import build_model
 
     torch.manual_seed(0)

@@ -179,7 +179,7 @@ def test_the_parameters_of_thresholds_say_what_the_configuration_says(spec: dict
     from pneumonia.config.compose import compose
 
     defaults = {name: item.get("defaultValue") for name, item in spec["root"]["inputDefinitions"]["parameters"].items()}
-    for experiment in ("local", "smoke", "vit_base"):
+    for experiment in ("local", "smoke", "vit_base", "dinov2_small"):
         config = compose([f"experiment={experiment}"]).to_json()
         for key, name in PARAMETERS.items():
             if "." in key and key != "data.root":

@@ -58,6 +58,8 @@ def evaluated(trained: Bundle, prepared: PreparedData, tmp_path_factory: pytest.
 def test_the_user_interface_gets_figures_curve_matrix_and_report(evaluated: dict[str, Any]) -> None:
     measured = json.loads((Path(evaluated["evaluation"].path) / contract.METRICS_FILE).read_text())
     assert evaluated["metrics"].metadata["test_recall"] == measured["test"]["recall"]["value"]
+    worst = measured["stress"]["worst"]["auroc"]["value"]
+    assert evaluated["metrics"].metadata["stress_worst_auroc"] == worst
     shown = evaluated["curves"].metadata
     rows = [row["row"] for row in shown["confusionMatrix"]["rows"]]
     assert sum(map(sum, rows)) == measured["images"]

@@ -22,10 +22,13 @@ TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 
 POOLED = {"input_pool": 2, "standardize": True, "stem_blocks": [0, 0, 1, 1, 0]}
+INSIDE = {**POOLED, "standardize_margin": 0.2}
 
 
 @pytest.mark.parametrize(
-    "settings", [{"architecture": "vit"}, {"architecture": "vit_conv_stem"}, POOLED], ids=["vit", "stem", "pooled"]
+    "settings",
+    [{"architecture": "vit"}, {"architecture": "vit_conv_stem"}, POOLED, INSIDE],
+    ids=["vit", "stem", "pooled", "inside"],
 )
 def test_a_saved_model_answers_the_same_after_loading(settings: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -70,6 +73,22 @@ def test_a_standardizing_model_does_not_see_exposure_or_contrast() -> None:
     assert gaps[True] < 0.3 * gaps[False]
     flat = models[True](pixel_values=torch.full((1, *contract.TENSOR_INPUT_DIMS), 0.3)).logits
     assert torch.isfinite(flat).all()
+
+
+def test_statistics_from_inside_do_not_see_a_border() -> None:
+    torch.manual_seed(1)
+    image = torch.randn(1, *contract.TENSOR_INPUT_DIMS)
+    bordered = image.clone()
+    bordered[:, :, :44], bordered[:, :, :, -44:] = 2.6, -2.1
+    for settings, blind in ((INSIDE, True), (POOLED, False)):
+        stem = build_model(ModelConfig(**settings, **TINY)).eval().vit.embeddings.patch_embeddings
+        seen: list[torch.Tensor] = []
+        stem.convolutions.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        with torch.inference_mode():
+            for one in (image, bordered):
+                stem(torch.nn.functional.avg_pool2d(one, 2))
+        plain, framed = (one[:, :, 22:-22, 22:-22] for one in seen)
+        assert torch.allclose(plain, framed) == blind
 
 
 @pytest.mark.parametrize(

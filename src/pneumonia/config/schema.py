@@ -144,6 +144,15 @@ class ModelConfig:
     large patch projection, as in Xiao et al. 2021 (arXiv:2106.14881)."""
     checkpoint: Optional[str] = None  # noqa: UP045
     """Hub name, folder in Hugging Face format, or bundle to start from; null trains from scratch."""
+    checkpoint_mean: Optional[float] = None  # noqa: UP045
+    """Mean of pixels in 0..1 that the checkpoint was trained with, if it has no preprocessor_config.json to say so;
+    null: ImageNet's. What differs from ImageNet's is folded into the first layer, exactly."""
+    checkpoint_std: Optional[float] = None  # noqa: UP045
+    """Standard deviation, as `checkpoint_mean`."""
+    freeze: bool = False
+    """Train a linear head alone, on features of the checkpoint that are computed once for every view of an image."""
+    freeze_views: int = 2
+    """With `freeze`: random views of every training image, as training.augment draws them."""
     expected_parameters: Optional[int] = None  # noqa: UP045
     """Refuse to train a model whose parameters, in millions, round to another number; null does not check."""
     baseline: str = "pixels"
@@ -154,6 +163,9 @@ class ModelConfig:
     """vit_conv_stem: side of the squares of pixels that are averaged before the first convolution."""
     standardize: bool = False
     """vit_conv_stem: give every image mean 0 and standard deviation 1, so that exposure tells nothing."""
+    standardize_margin: float = 0.0
+    """Share of each side that those statistics leave out, so that they come from inside the body and no border
+    changes them."""
     stem_blocks: list[int] = field(default_factory=list)
     """vit_conv_stem: residual blocks after each of its stride-2 convolutions; empty for none."""
     hidden_size: int = 192
@@ -189,6 +201,13 @@ class ModelConfig:
             )
         if self.architecture == "vit_conv_stem":
             self._check_stem()
+        if self.freeze and self.checkpoint is None:
+            raise ConfigError("model.freeze=true: needs trained features; name them with model.checkpoint=")
+        _between("model.freeze_views", self.freeze_views, 1, 100)
+        if self.checkpoint_mean is not None:
+            _between("model.checkpoint_mean", self.checkpoint_mean, 0.0, 1.0)
+        if self.checkpoint_std is not None:
+            _between("model.checkpoint_std", self.checkpoint_std, 0.001, 10.0)
         _between("model.learning_rate", self.learning_rate, 1e-8, 1.0)
         _between("model.weight_decay", self.weight_decay, 0.0, 1.0)
 
@@ -196,6 +215,7 @@ class ModelConfig:
         halvings = self.patch_size.bit_length() - 1
         if self.patch_size != 2**halvings or not 2 <= halvings <= 5:
             raise ConfigError(f"model.patch_size={self.patch_size}: vit_conv_stem takes 4, 8, 16 or 32")
+        _between("model.standardize_margin", self.standardize_margin, 0.0, 0.4)
         if self.stem_blocks and len(self.stem_blocks) != halvings:
             raise ConfigError(
                 f"model.stem_blocks={self.stem_blocks}: {len(self.stem_blocks)} numbers, expected one for each of the "
@@ -225,13 +245,24 @@ class AugmentConfig:
     """Standard deviation of Gaussian noise, in units of the full pixel range."""
     erase_probability: float = 0.0
     """Chance of one random rectangle of mean grey."""
+    crop_area: float = 1.0
+    """Random resized crops: an image's least share that is kept, anywhere in it; 1 keeps all."""
+    crop_ratio: float = 1.25
+    """Aspect ratio of those crops, between 1 / crop_ratio and crop_ratio."""
+    border_probability: float = 0.0
+    """Chance of borders instead of a crop, each side's width its own, one third black, white and any grey."""
+    border_width: float = 0.15
+    """Widest border, as a share of that side."""
 
     def __post_init__(self) -> None:
-        for name in ("flip_probability", "erase_probability"):
+        for name in ("flip_probability", "erase_probability", "border_probability"):
             _between(f"training.augment.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("scale", "translate", "brightness", "contrast", "gamma", "noise"):
             _between(f"training.augment.{name}", getattr(self, name), 0.0, 0.9)
         _between("training.augment.rotate_degrees", self.rotate_degrees, 0.0, 180.0)
+        _between("training.augment.crop_area", self.crop_area, 0.05, 1.0)
+        _between("training.augment.crop_ratio", self.crop_ratio, 1.0, 3.0)
+        _between("training.augment.border_width", self.border_width, 0.0, 0.4)
 
 
 @dataclass(frozen=True)
@@ -293,10 +324,15 @@ class EvaluationConfig:
     """Share of people with pneumonia where the model is to be used, for ppv and npv."""
     worst: int = 8
     """Wrong answers shown in the report as small pictures; 0 shows none."""
+    stress: bool = True
+    """Score the test images also under changes that leave the label as it is: crops, borders, exposure, blur."""
+    stress_images: int = 1000
+    """At most so many test images for that, drawn with `seed`; there are two dozen changes."""
 
     def __post_init__(self) -> None:
         _between("evaluation.prevalence", self.prevalence, 0.0001, 0.9999)
         _between("evaluation.worst", self.worst, 0, 100)
+        _between("evaluation.stress_images", self.stress_images, 20, 1_000_000)
         _between("evaluation.recall_target", self.recall_target, 0.5, 0.999)
         _between("evaluation.bootstrap_samples", self.bootstrap_samples, 100, 100_000)
 
@@ -315,10 +351,20 @@ class GateConfig:
     """Least F1."""
     recall_low: float = 0.90
     """Least lower end of the 95 % interval of recall: a good figure on few patients proves little."""
+    stress_auroc: Optional[float] = None  # noqa: UP045
+    """Least AUROC under the worst change of framing (crops, borders, bars); null does not ask. Of drawn images none of
+    the three is asked."""
+    stress_recall: Optional[float] = None  # noqa: UP045
+    """Least recall under the worst change of framing, at the served threshold; null does not ask."""
+    stress_specificity: Optional[float] = None  # noqa: UP045
+    """Least specificity under the worst change of framing, at the served threshold; null does not ask."""
     champion: Optional[str] = None  # noqa: UP045
     """Folder of the evaluation of the model that is served now, on the same test images; null where there is none."""
 
     def __post_init__(self) -> None:
+        for name in ("stress_auroc", "stress_recall", "stress_specificity"):
+            if (bound := getattr(self, name)) is not None:
+                _between(f"gate.{name}", bound, 0.0, 1.0)
         for name in ("accuracy", "precision", "recall", "f1", "recall_low"):
             _between(f"gate.{name}", getattr(self, name), 0.0, 1.0)
 

@@ -26,6 +26,27 @@ def refusals(metrics: Mapping[str, Mapping[str, Any]], least: Mapping[str, float
     return reasons
 
 
+def stress_refusals(worst: Mapping[str, Mapping[str, Any]], least: Mapping[str, float | None]) -> list[str]:
+    """Every reason why the figures under the worst changes of framing are too low; empty where they are not.
+
+    worst: by figure, {"value", "change"}; empty where nothing was scored under changes. least: the smallest value
+    allowed by figure, None where nothing is asked.
+    """
+    reasons = []
+    for figure, bound in least.items():
+        if bound is None:
+            continue
+        found = worst.get(figure, {})
+        value, under = found.get("value"), f" under {found['change']}" if found else ""
+        if not found:
+            reasons.append(f"stress {figure} was not measured, at least {bound:g} is required: evaluation.stress=true")
+        elif value is None:
+            reasons.append(f"stress {figure}{under} is undefined, at least {bound:g} is required")
+        elif value < bound:
+            reasons.append(f"stress {figure} {value:.4f}{under} is below {bound:g}")
+    return reasons
+
+
 def worse_than_champion(difference: Mapping[str, Interval], names: Sequence[str] = ("recall", "auroc")) -> list[str]:
     """Every figure in which a model is worse than the champion beyond chance; empty where it is not.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pneumonia.bundle import Manifest
+from pneumonia.evaluation.stress import BOUNDED
 
 _NAMES = {
     "accuracy": "accuracy",
@@ -38,8 +39,29 @@ def model_card(manifest: Manifest, metrics: dict[str, Any]) -> str:
             *_table(metrics["test"]),
             *groups,
             "",
+            *_stress(metrics.get("stress")),
         ]
     )
+
+
+def _stress(stress: Mapping[str, Any] | None) -> list[str]:
+    """What changes of the frame, the exposure and the file do to the answers; nothing where that was not measured."""
+    if stress is None:
+        return []
+    rows = [
+        f"| {item['title']} | " + " | ".join(_show(item[name]["value"]) for name in BOUNDED) + " |"
+        for item in stress["changes"].values()
+    ]
+    return [
+        "## Under changes that leave the label as it is\n",
+        f"{stress['images']} test images at the served threshold. A model of the lungs alone would not care for",
+        "crops, borders and bars. With the centre blanked hardly any lung is left: what it",
+        "still knows, the frame told.\n",
+        "| change | " + " | ".join(BOUNDED) + " |",
+        "|---" * (len(BOUNDED) + 1) + "|",
+        *rows,
+        "",
+    ]
 
 
 def calibration_card(manifest: Manifest) -> str:
@@ -84,14 +106,14 @@ def _head(manifest: Manifest, chosen_on: str) -> list[str]:
     ]
 
 
+def _show(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
 def _table(figures: Mapping[str, Any]) -> list[str]:
     """Figures with their intervals."""
-
-    def show(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.4f}"
-
     rows = [
-        f"| {_NAMES[name]} | {show(item['value'])} | {show(item['low'])} to {show(item['high'])} |"
+        f"| {_NAMES[name]} | {_show(item['value'])} | {_show(item['low'])} to {_show(item['high'])} |"
         for name, item in figures.items()
     ]
     return ["| figure | value | 95 % interval |", "|---|---|---|", *rows, ""]

@@ -13,7 +13,7 @@ import numpy as np
 from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.config.schema import Config
-from pneumonia.core.gate import refusals, worse_than_champion
+from pneumonia.core.gate import refusals, stress_refusals, worse_than_champion
 from pneumonia.core.metrics import Interval, confusion, metrics_with_intervals, paired_difference
 from pneumonia.core.prediction import decide, pneumonia_probability
 from pneumonia.data.prepare import PreparedData, load_prepared
@@ -21,6 +21,7 @@ from pneumonia.errors import DataError, GateRefused
 from pneumonia.evaluation.card import model_card
 from pneumonia.evaluation.plots import draw_plots
 from pneumonia.evaluation.report import write_report
+from pneumonia.evaluation.stress import BOUNDED, stress_figures
 from pneumonia.files import check_replaceable, replace_directory, write_bytes, write_json, write_text
 
 MIN_SUBGROUP = 10
@@ -48,10 +49,12 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
 
     # Opened first, so that a tracking server that is down shows before the work and not after.
     with track_again(config, opened.manifest.name, opened.digest) as tracker:
-        rows = data.indices("test")
-        logits = predict_logits(load_model(bundle), data, rows, title="test")
+        rows, model = data.indices("test"), load_model(bundle)
+        logits = predict_logits(model, data, rows, title="test")
         probability = pneumonia_probability(logits, opened.manifest.temperature)
         metrics = _metrics(config, opened, data, rows, probability)
+        if config.evaluation.stress:
+            metrics["stress"] = stress_figures(model, data, rows, opened.manifest, config.evaluation)
         with replace_directory(out) as building:
             _write(config, building, opened, data, metrics, logits)
         tracker.log(tracked_figures(metrics))
@@ -60,12 +63,19 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
 
 
 def tracked_figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """Test figures with the ends of their intervals, by the names that a tracker gets: test_recall, test_recall_low."""
+    """Test figures with the ends of their intervals, by the names that a tracker gets: test_recall, test_recall_low.
+
+    Those under changes are stress_crop_10_recall, and stress_worst_recall over the changes of framing.
+    """
     named = {
         f"test_{name}{'' if end == 'value' else f'_{end}'}": value
         for name, figure in metrics["test"].items()
         for end, value in figure.items()
     }
+    stress = metrics.get("stress", {"changes": {}, "worst": {}})
+    for change, item in stress["changes"].items():
+        named.update({f"stress_{change}_{name}": item[name]["value"] for name in BOUNDED})
+    named.update({f"stress_worst_{name}": item["value"] for name, item in stress["worst"].items()})
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -219,6 +229,8 @@ def gate(config: Config, evaluation: Path) -> dict[str, Any]:
     metrics = read_metrics(evaluation)
     least = {name: getattr(config.gate, name) for name in ("accuracy", "precision", "recall", "f1", "recall_low")}
     reasons = refusals(metrics["test"], least)
+    stress, why = _stress_verdict(config, metrics)
+    reasons += why
     if config.gate.champion is None:
         champion: dict[str, Any] = {"compared": False, "why": "no champion: gate.champion is null"}
     else:
@@ -232,7 +244,21 @@ def gate(config: Config, evaluation: Path) -> dict[str, Any]:
                "least": bound}
         for name, bound in least.items()
     }  # fmt: skip
-    return {**figures, "champion": champion}
+    return {**figures, **stress, "champion": champion}
+
+
+def _stress_verdict(config: Config, metrics: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Figures under the worst change of framing beside the least ones asked for, and the reasons to refuse.
+
+    Drawn images have no lungs to look at, so nothing is asked of a model of them.
+    """
+    least = {name: getattr(config.gate, f"stress_{name}") for name in BOUNDED}
+    if metrics["synthetic"]:
+        return {}, []
+    worst = metrics.get("stress", {}).get("worst", {})
+    asked = {f"stress_{name}": {**worst[name], "least": bound}
+             for name, bound in least.items() if bound is not None and name in worst}  # fmt: skip
+    return asked, stress_refusals(worst, least)
 
 
 def _against(config: Config, evaluation: Path, metrics: dict[str, Any], champion: Path) -> dict[str, Interval]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pneumonia import contract
+from pneumonia.evaluation.stress import FIGURES as STRESS_FIGURES
 from pneumonia.files import write_text
 
 _PAGE = """<!doctype html>
@@ -56,6 +57,17 @@ temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstr
 {% endfor %}</table>
 <p>Recall, specificity and AUROC of a subgroup of one class are set against every test image of the
 other class.</p>{% endif %}
+{% if m.stress %}<h2>Under changes that leave the label as it is</h2>
+<p>{{ m.stress.images }} test images at the served threshold. A model that looks at the lungs does not care how they are
+framed; with the centre blanked hardly any lung is left, and a high AUROC there means that the frame gives the class
+away. The gate can bound the worst of the changes of framing
+({% for name, item in m.stress.worst.items() %}{{ name }} {{ show(item.value) }}{{ ", " if not loop.last }}
+{%- endfor %}).</p>
+<table><tr><th>change</th><th>of framing</th>{% for name in figures %}<th>{{ name }}</th>{% endfor %}</tr>
+<tr><td>none</td><td></td>{% for name in figures %}<td>{{ show(m.test[name].value) }}</td>{% endfor %}</tr>
+{% for item in m.stress.changes.values() %}<tr><td>{{ item.title }}</td><td>{{ "yes" if item.framing }}</td>
+{% for name in figures %}<td>{{ show(item[name].value) }}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endif %}
 {% for name, png in plots.items() %}<img alt="{{ name }}" style="width: 49%" src="data:image/png;base64,{{ png }}">
 {% endfor %}
 {% if worst %}<h2>The worst mistakes</h2><p>Wrong answers, the surest first.</p>
@@ -91,7 +103,12 @@ def write_report(path: Path, metrics: dict[str, Any], plots: dict[str, bytes], w
     page = Environment(autoescape=True).from_string(_PAGE)
     pictures = {name.replace("_", " "): base64.b64encode(png).decode() for name, png in plots.items()}
     shown = [{**item, "jpeg": _thumbnail(item["pixels"])} for item in worst]
-    words = {"origin": _ORIGIN.get(metrics["source"], _PUBLIC), "columns": _SUBGROUP_COLUMNS, "right_of": _RIGHT_OF}
+    words = {
+        "origin": _ORIGIN.get(metrics["source"], _PUBLIC),
+        "columns": _SUBGROUP_COLUMNS,
+        "right_of": _RIGHT_OF,
+        "figures": STRESS_FIGURES,
+    }
     write_text(path, page.render(m=metrics, labels=contract.LABELS, plots=pictures, show=show, worst=shown, **words))
 
 

@@ -19,8 +19,9 @@ from pneumonia.data.prepare import load_prepared
 from pneumonia.errors import DataError, ParityRefused
 from pneumonia.export.parity import compare, require
 from pneumonia.export.spread import answers_of, require_both_answers, spread
-from pneumonia.export.to_onnx import onnx_logits, write_graph
+from pneumonia.export.to_onnx import onnx_logits
 from pneumonia.files import check_replaceable
+from pneumonia.graph import write_graph
 
 PARITY_IMAGES = 400
 MIN_AGREEMENT = 0.995

@@ -20,17 +20,18 @@ CURVE_POINTS = 200
 """At most this many points of a ROC curve: they are stored as metadata, not as a file."""
 
 
-def log_figures(metrics: Any, figures: Mapping[str, Mapping[str, Any]]) -> None:
+def log_figures(metrics: Any, figures: Mapping[str, Mapping[str, Any]], prefix: str = "test") -> None:
     """Give a kfp Metrics artifact the figures {name: {"value": ...}} of a test split; undefined ones are left out."""
     for name, figure in figures.items():
         if figure["value"] is not None:
-            metrics.log_metric(f"test_{name}", figure["value"])
+            metrics.log_metric(f"{prefix}_{name}", figure["value"])
 
 
 def show_evaluation(evaluation: Path, metrics: Any, curves: Any, report: Path) -> None:
     """Figures to a kfp Metrics, ROC curve and confusion matrix to a kfp ClassificationMetrics, the report to a file."""
     found = json.loads((evaluation / contract.METRICS_FILE).read_text("utf-8"))
     log_figures(metrics, found["test"])
+    log_figures(metrics, found.get("stress", {}).get("worst", {}), "stress_worst")
     shutil.copyfile(evaluation / contract.REPORT_FILE, report)
     with (evaluation / contract.PREDICTIONS_FILE).open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

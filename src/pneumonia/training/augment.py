@@ -7,6 +7,9 @@ from torch.nn import functional
 
 from pneumonia.config.schema import AugmentConfig
 
+_WHOLE = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
+"""A whole image as a box: half width, half height, centre x and y."""
+
 
 def _uniform(count: int, half_widths: tuple[float, ...], generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """For each of `half_widths` a tensor of `count` values up to that far from 0; one draw costs as much as all."""
@@ -27,12 +30,64 @@ def _affine(count: int, config: AugmentConfig, generator: torch.Generator) -> to
     return torch.stack(rows, dim=1).view(count, 2, 3)
 
 
+def _crops(count: int, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    """Random boxes of images, in coordinates from -1 to 1: half width, half height, centre x and y, (4, count).
+
+    Random resized crops (Szegedy et al. 2014, arXiv:1409.4842): where the lungs lie in an image, and how much of it
+    they fill, tells how it was made and not what it shows.
+    """
+    if config.crop_area == 1:
+        return _WHOLE.repeat(1, count)
+    area, ratio, across, down = torch.rand(4, count, generator=generator)
+    area = config.crop_area + (1 - config.crop_area) * area
+    ratio = config.crop_ratio ** (2 * ratio - 1)
+    wide, tall = (area * ratio).sqrt().clamp_(max=1), (area / ratio).sqrt().clamp_(max=1)
+    return torch.stack([wide, tall, (1 - wide) * (2 * across - 1), (1 - tall) * (2 * down - 1)])
+
+
+def _borders(count: int, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    """Random boxes that borders leave of images, as `_crops` gives them, and the grey of each border, (5, count).
+
+    A quarter of the sides get none, so that letterboxes and single edges are among them.
+    """
+    draws = torch.rand(6, count, generator=generator)
+    left, right, top, bottom = ((draws[:4] * 4 - 1) / 3).clamp_(min=0) * config.border_width
+    grey = torch.where(draws[4] < 1 / 3, 0.0, torch.where(draws[4] < 2 / 3, 1.0, draws[5]))
+    return torch.stack([1 - left - right, 1 - top - bottom, left - right, top - bottom, grey])
+
+
+def _framed(maps: torch.Tensor, crops: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Inverse maps (B, 2, 3) that show of each image its crop, and show that in its box; both (4, B)."""
+    sides, centres = boxes[:2], boxes[2:]
+    across = maps[:, :, 0] / sides[0, :, None]
+    down = maps[:, :, 1] / sides[1, :, None]
+    shift = maps[:, :, 2] - across * centres[0, :, None] - down * centres[1, :, None]  # (B, 2)
+    return torch.stack([across, down, shift], dim=2) * crops[:2].T[:, :, None] + functional.pad(
+        crops[2:].T[:, :, None], (2, 0)
+    )
+
+
+def _fill_borders(images: torch.Tensor, rows: torch.Tensor, boxes: torch.Tensor) -> None:
+    """Give what lies outside of `boxes` (5, rows) their grey, in place; images (B, 1, H, W)."""
+    _, _, height, width = images.shape
+    wide, tall, x, y, grey = boxes[:, :, None]
+    inside_x = (_places(width) - x).abs() <= wide  # (rows, W)
+    inside_y = (_places(height) - y).abs() <= tall
+    inside = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
+    images[rows] = torch.where(inside, images[rows], grey[:, :, None, None])
+
+
+def _places(side: int) -> torch.Tensor:
+    """Centres of `side` pixels from -1 to 1."""
+    return (2 * torch.arange(side) + 1) / side - 1
+
+
 def _grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """What functional.affine_grid(..., align_corners=False) gives, (B, H, W, 2), from one sum a coordinate.
 
     Each coordinate is a plane of its own in memory, which is also how grid_sample reads them fastest.
     """
-    x, y = ((2 * torch.arange(side) + 1) / side - 1 for side in (width, height))
+    x, y = _places(width), _places(height)
     across = matrix[:, :, 0, None, None] * x  # (B, 2, 1, W)
     down = matrix[:, :, 1, None, None] * y[:, None] + matrix[:, :, 2, None, None]  # (B, 2, H, 1)
     return (across + down).permute(0, 2, 3, 1)
@@ -48,7 +103,7 @@ def _exposed(gray: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
 
 
 def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    """uint8 (B, H, W) -> uint8 (B, H, W), each image with its own flip, affine map and exposure.
+    """uint8 (B, H, W) -> uint8 (B, H, W), each image with its own flip, affine map, crop or borders, and exposure.
 
     The result is what the one preprocessing path normalises, so training and serving share it. What an affine map
     brings in from outside is black, as collimated borders of radiographs are.
@@ -56,7 +111,11 @@ def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generato
     count = len(gray)
     gamma, contrast, brightness = _uniform(count, (config.gamma, config.contrast, config.brightness), generator)
     images = _exposed(gray, torch.exp(gamma))[:, None]  # (B, 1, H, W)
-    grid = _grid(_affine(count, config, generator), *images.shape[2:])
+    bordered = torch.nonzero(torch.rand(count, generator=generator) < config.border_probability).flatten()
+    crops, boxes = _crops(count, config, generator), _WHOLE.repeat(1, count)
+    borders = _borders(len(bordered), config, generator)
+    crops[:, bordered], boxes[:, bordered] = _WHOLE, borders[:4]
+    grid = _grid(_framed(_affine(count, config, generator), crops, boxes), *images.shape[2:])
     images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     contrast, brightness = (1 + change[:, None, None, None] for change in (contrast, brightness))
@@ -66,6 +125,7 @@ def augment(gray: torch.Tensor, config: AugmentConfig, generator: torch.Generato
         images.add_(torch.randn(images.shape, generator=generator) * scale)
     if config.erase_probability:
         images = _erase(images, config.erase_probability, generator)
+    _fill_borders(images, bordered, borders)
     return images.clamp_(0, 1)[:, 0].mul_(255).round_().to(torch.uint8)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,16 +91,27 @@ def _pooled(gray: npt.NDArray[np.uint8], pool: int) -> npt.NDArray[np.uint8]:
 
 
 def predict_logits(
-    model: torch.nn.Module, data: PreparedData, rows: npt.NDArray[np.int64], batch_size: int = 64, title: str = ""
+    model: torch.nn.Module,
+    data: PreparedData,
+    rows: npt.NDArray[np.int64],
+    batch_size: int = 64,
+    title: str = "",
+    change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Logits (len(rows), 2) of `model`, float32, in the order of `rows`; says on stderr what was scored if `title`."""
+    """Logits (len(rows), 2) of `model`, float32, in the order of `rows`; says on stderr what was scored if `title`.
+
+    change: what is done to the pixels of each image, (H, W) to (H, W), before the model sees it.
+    """
     spec = Preprocessing.from_json(data.manifest["preprocessing"])
     device = next(model.parameters()).device
     model.eval()
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
-            pixel_values = torch.from_numpy(normalize(np.asarray(data.pixels[rows[start : start + batch_size]]), spec))
+            pixels = np.asarray(data.pixels[rows[start : start + batch_size]])
+            if change is not None:
+                pixels = np.stack([change(image) for image in pixels])
+            pixel_values = torch.from_numpy(normalize(pixels, spec))
             parts.append(model(pixel_values=pixel_values.to(device)).logits.float().cpu().numpy())
     if title:
         print(f"{title}: {len(rows)} images scored", file=sys.stderr)

@@ -63,9 +63,9 @@ def build_model(config: ModelConfig) -> Any:
     """A transformers model whose forward(pixel_values, labels) gives a loss and logits (B, 2).
 
     Raises MissingPrerequisite where `checkpoint` is neither here nor on a reachable hub, DataError where it is not
-    an image classifier.
+    an image classifier, lacks layers, or cannot be fed as it was trained.
     """
-    model = _from_checkpoint(config.checkpoint) if config.checkpoint else _from_scratch(config)
+    model = _from_checkpoint(config, config.checkpoint) if config.checkpoint else _from_scratch(config)
     millions = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
     if config.expected_parameters not in (None, millions):
         raise DataError(
@@ -95,24 +95,33 @@ def _from_scratch(config: ModelConfig) -> Any:
         return ViTForImageClassification(ViTConfig(**shape))
     halvings = config.patch_size.bit_length() - 1
     stem = {"stem_channels": list(_STEM_WIDTHS[:halvings]), "stem_blocks": list(config.stem_blocks)}
-    own = {"input_pool": config.input_pool, "standardize": config.standardize}
+    own = {
+        "input_pool": config.input_pool,
+        "standardize": config.standardize,
+        "standardize_margin": config.standardize_margin,
+    }
     return ConvStemViTForImageClassification(ConvStemViTConfig(**shape, **stem, **own))
 
 
-def _from_checkpoint(checkpoint: str) -> Any:
+def _from_checkpoint(config: ModelConfig, checkpoint: str) -> Any:
     from transformers import AutoModelForImageClassification
 
     import pneumonia.architecture  # noqa: F401  registers our architecture with the Auto classes
+    from pneumonia.training.pretrained import fold_statistics, require_layers, statistics_of
 
     try:
-        return AutoModelForImageClassification.from_pretrained(
+        model, report = AutoModelForImageClassification.from_pretrained(
             checkpoint,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
             local_files_only=Path(checkpoint).is_dir(),
             use_safetensors=True,
             **_LABELS,
         )
     except OSError as error:
         raise missing_model("model.checkpoint", checkpoint, _OTHERWISE) from error
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise DataError(f"model.checkpoint={checkpoint}: not an image classifier ({error})") from error
+    require_layers(model, report, checkpoint)
+    fold_statistics(model, *statistics_of(config), checkpoint)
+    return model

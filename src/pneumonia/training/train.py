@@ -26,14 +26,17 @@ from pneumonia.core.metrics import metrics_with_intervals, point_metrics
 from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.data.prepare import PreparedData, load_prepared
-from pneumonia.errors import MissingPrerequisite
+from pneumonia.errors import MissingPrerequisite, UsageError
 from pneumonia.files import check_replaceable, replace_directory, write_json, write_text, writing_to
 from pneumonia.training.averaging import WeightAverage
 from pneumonia.training.checkpoints import resume_point, start_anew
 from pneumonia.training.dataset import Collator, PixelDataset, predict_logits, training_rows
+from pneumonia.training.frozen import fit_head
 from pneumonia.training.interrupt import StopOnSignal
 from pneumonia.training.memory import keep_freed_memory
 from pneumonia.training.model import build_model, require_checkpoint
+from pneumonia.training.precision import use_bf16
+from pneumonia.training.pretrained import head_of, require_usable
 from pneumonia.training.processes import is_main, wait_for_all, world_size
 from pneumonia.training.tracking import BUNDLE_TAG, NoTracker, Tracker, shown, track
 
@@ -153,15 +156,6 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             )
 
 
-def _use_bf16(precision: str, cuda: bool) -> bool:
-    """Whether to train in bfloat16. On a processor without the instructions it is emulated, many times slower."""
-    if precision != "auto":
-        return precision == "bf16"
-    if cuda:
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def _arguments(config: Config, folder: Path) -> TrainingArguments:
     training = config.training
     cuda = torch.cuda.is_available()
@@ -179,7 +173,7 @@ def _arguments(config: Config, folder: Path) -> TrainingArguments:
         lr_scheduler_type=training.lr_scheduler_type,
         label_smoothing_factor=training.label_smoothing_factor,
         max_grad_norm=training.max_grad_norm,
-        bf16=_use_bf16(training.precision, cuda),
+        bf16=use_bf16(training.precision, cuda),
         use_cpu=not cuda,
         ddp_backend=None if cuda or world_size() == 1 else "gloo",
         seed=training.seed,
@@ -220,6 +214,8 @@ def make_trainer(config: Config, data: PreparedData, folder: Path, tracker: Trac
     keep_freed_memory()
     set_seed(training.seed)
     model = build_model(config.model)
+    if config.model.checkpoint and is_main():
+        require_usable(model, config.model.checkpoint)
     if world_size() > 1 and torch.cuda.is_available():
         # Statistics of the whole batch, as one process has them. There is no such layer for processors.
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -250,6 +246,9 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
     where `out` holds something other than a bundle.
     """
     check_replaceable(out, contract.BUNDLE_MANIFEST, "output_dir=")
+    if config.model.freeze and (world_size() > 1 or config.training.resume):
+        raise UsageError("model.freeze=true: trains in one process and in one go; leave out torchrun and "
+                         "training.resume=true")  # fmt: skip
     data = load_prepared(prepared)
     require_checkpoint(config.model)
     folder = out.parent / CHECKPOINTS
@@ -262,14 +261,29 @@ def train(config: Config, prepared: Path, out: Path) -> Bundle:
         return open_bundle(out)
     write_text(out.parent / "config.yaml", to_yaml(config))
     with writing_to(out), track(config, out.parent.name, tags) as tracker:
-        trainer = _fit(config, data, folder, resume_from, tracker)
-        write_json(out.parent / "history.json", trainer.state.log_history)
-        bundle = _write(config, data, trainer.model, out)
+        if config.model.freeze:
+            model, history = _fit_head(config, data)
+        else:
+            trainer = _fit(config, data, folder, resume_from, tracker)
+            model, history = trainer.model, trainer.state.log_history
+        write_json(out.parent / "history.json", history)
+        bundle = _write(config, data, model, out)
         tracker.log({f"val_{name}": item["value"] for name, item in bundle.manifest.metrics["val"].items()
                      if item["value"] is not None})  # fmt: skip
         tracker.tag(BUNDLE_TAG, bundle.digest)
     wait_for_all()
     return bundle
+
+
+def _fit_head(config: Config, data: PreparedData) -> tuple[Any, list[dict[str, float]]]:
+    """The model of the checkpoint with a new head, and what the choice of it showed."""
+    set_seed(config.training.seed)
+    model = build_model(config.model)
+    require_usable(model, str(config.model.checkpoint))
+    if torch.cuda.is_available():
+        model = model.cuda()
+    history = fit_head(config, data, model)
+    return model.cpu(), [history]
 
 
 def _fit(
@@ -339,7 +353,7 @@ def _calibrate(config: Config, data: PreparedData, model: Any) -> Manifest:
     logits = predict_logits(model, data, rows, title="validation")
     temperature, offset = fit_temperature_and_offset(logits, labels)
     with torch.no_grad():
-        model.classifier.bias[contract.PNEUMONIA] += offset
+        head_of(model).bias[contract.PNEUMONIA] += offset
     logits[:, contract.PNEUMONIA] += offset
     probability = pneumonia_probability(logits, temperature)
     options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
