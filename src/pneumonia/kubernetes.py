@@ -20,11 +20,14 @@ _ATTEMPTS = 4
 
 _ROOTS = {
     "inferenceservices": "/apis/serving.kserve.io/v1beta1",
+    "servingruntimes": "/apis/serving.kserve.io/v1alpha1",
     "deployments": "/apis/apps/v1",
+    "horizontalpodautoscalers": "/apis/autoscaling/v2",
     "httproutes": "/apis/gateway.networking.k8s.io/v1",
     "services": "/api/v1",
     "pods": "/api/v1",
     "configmaps": "/api/v1",
+    "events": "/api/v1",
 }
 
 
@@ -43,7 +46,7 @@ class Cluster(Protocol):
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """One call: GET, POST or PATCH (JSON merge patch, RFC 7396) -> the answered object.
+        """One call: GET, POST, DELETE or PATCH (JSON merge patch, RFC 7396) -> the answered object.
 
         Raises ApiError for an answer of 400 and above, ServerUnavailable for none.
         """
@@ -142,11 +145,15 @@ class Namespace:
                 return None
             raise self.explain(error, "get", kind, name) from error
 
-    def list(self, kind: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Objects that carry all `labels`."""
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    def list(
+        self, kind: str, labels: Mapping[str, str] | None = None, fields: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Objects that carry all `labels`, and whose `fields` (such as involvedObject.name) have these values."""
+        chosen = {"labelSelector": labels, "fieldSelector": fields}
+        query = {key: ",".join(f"{a}={b}" for a, b in pairs.items()) for key, pairs in chosen.items() if pairs}
+        selector = ",".join(query.values())
         try:
-            found = self.cluster.request("GET", self._path(kind), query={"labelSelector": selector})
+            found = self.cluster.request("GET", self._path(kind), query=query)
         except ApiError as error:
             raise self.explain(error, "list", kind, selector) from error
         return list(found.get("items", ()))
@@ -166,6 +173,14 @@ class Namespace:
             if error.status == 409:
                 raise
             raise self.explain(error, "patch", kind, name) from error
+
+    def delete(self, kind: str, name: str) -> None:
+        """Gone, or gone already."""
+        try:
+            self.cluster.request("DELETE", self._path(kind, name))
+        except ApiError as error:
+            if error.status != 404:
+                raise self.explain(error, "delete", kind, name) from error
 
     def _path(self, kind: str, name: str = "") -> str:
         return f"{_ROOTS[kind]}/namespaces/{self.name}/{kind}{'/' if name else ''}{name}"

@@ -26,6 +26,7 @@ SERVICE = NAMESPACE = "pneumonia"
 RULES: dict[str, Any] = {
     "poll_s": 0.0,
     "settle_s": 0.0,
+    "patience_s": 0.0,
     "soak_s": 0.0,
     "timeout_s": 60.0,
     "route_timeout_s": 60.0,
@@ -117,6 +118,11 @@ def install(cluster: FakeCluster, uri: str, replicas: int = 1) -> None:
     """What `helm install` does."""
     path = f"/apis/serving.kserve.io/v1beta1/namespaces/{NAMESPACE}/inferenceservices"
     cluster.request("POST", path, inference_service(uri, replicas))
+    service = {
+        "metadata": {"name": SERVICE},
+        "spec": {"selector": {"app": f"isvc.{SERVICE}-predictor"}, "ports": [{"port": 80, "targetPort": 8000}]},
+    }
+    cluster.request("POST", f"/api/v1/namespaces/{NAMESPACE}/services", service)
     cluster.settle()
     cluster.log.clear()
 

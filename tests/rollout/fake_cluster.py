@@ -1,7 +1,8 @@
 """An API server with KServe in memory, for tests of rollouts; its rules are those of KServe's webhook and controller.
 
 Read in KServe's sources of August 2026 (inference_service_validation.go, components/predictor.go,
-ingress/httproute_reconciler.go); `tests/rollout/test_fake_cluster.py` says each of them as a test.
+ingress/httproute_reconciler.go); `tests/rollout/test_fake_cluster.py` says each of them as a test, and
+`test_recordings.py` holds the shapes of its objects against those of a real cluster.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from pneumonia.errors import ServerUnavailable
 from pneumonia.inference.fake import FakePredictor
 from pneumonia.inference.predictor import Predictor
 from pneumonia.kubernetes import ApiError
-from pneumonia.rollout.service import MODE_ANNOTATION, SERVICE_LABEL
+from pneumonia.rollout.service import LONGEST_LABEL, MODE_ANNOTATION, SCALER_ANNOTATION, SERVICE_LABEL
 
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
 _PATH = re.compile(r"/(?:api/v1|apis/([^/]+)/[^/]+)/namespaces/([^/]+)/([a-z]+)(?:/([^/]+))?$")
 _NAME = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 _VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+NO_ROOM = (
+    "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available"
+)
 _FIXED = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling", "workerSpec")
 
 
@@ -36,6 +40,7 @@ class Pod:
     uri: str
     ready_at: int
     predictor: Predictor | None
+    scheduled: bool = True
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Workload:
     generation: int = 1
     observed: int = 0
     pods: list[Pod] = field(default_factory=list)
+    refused: bool = False
 
 
 class FakeCluster:
@@ -57,7 +63,8 @@ class FakeCluster:
 
     load: what a pod does at its start with its storageUri; an exception is a crash. gateway: HTTPRoutes share traffic.
     kserve: 0.21, 0.20 (canaries without weights), 0.15 (no canaries) or none (no CRD). forbidden: (verb, kind) pairs
-    that the caller has no right to.
+    that the caller has no right to. room: pods that the nodes take, the others wait. quota: pods that may exist at all.
+    last_words: what a container that crashed had left as its termination message.
     """
 
     def __init__(
@@ -68,17 +75,24 @@ class FakeCluster:
         kserve: str = "0.21",
         lag: int = 2,
         forbidden: frozenset[tuple[str, str]] = frozenset(),
+        room: int | None = None,
+        quota: int | None = None,
+        last_words: str = "",
     ) -> None:
         self.load = load or (lambda uri: FakePredictor(model_id=uri))
         self.gateway = gateway
         self.kserve = kserve
         self.lag = lag
         self.forbidden = forbidden
+        self.room = room
+        self.quota = quota
+        self.last_words = last_words
         self.now = 0
         self.log: list[str] = []
         self.objects: dict[Key, dict[str, Any]] = {}
         self.workloads: dict[tuple[str, str], Workload] = {}
         self._due: dict[Key, int] = {}
+        self._routes: dict[Key, list[tuple[int, list[dict[str, Any]]]]] = {}
         self._versions = itertools.count(1)
         self._pods = itertools.count(1)
 
@@ -97,12 +111,16 @@ class FakeCluster:
             raise ApiError(403, f'{kind} "{name or ""}" is forbidden: User "test" cannot {verb} resource "{kind}"')
         if verb == "list":
             wanted = [pair.partition("=") for pair in (query or {}).get("labelSelector", "").split(",") if pair]
-            return {"items": list(self._list(kind, namespace, {key: value for key, _, value in wanted}))}
+            fields = (query or {}).get("fieldSelector", "")
+            return {"items": list(self._list(kind, namespace, {key: value for key, _, value in wanted}, fields))}
         if verb == "create":
             return self._create(kind, namespace, dict(body or {}))
         found = self._get((kind, namespace, name))
         if found is None:
             raise ApiError(404, f'{kind} "{name}" not found')
+        if verb == "delete":
+            del self.objects[kind, namespace, name]
+            return {"kind": "Status", "status": "Success"}
         return copy.deepcopy(found) if verb == "get" else self._patch((kind, namespace, name), found, dict(body or {}))
 
     def _no_routes(self, kind: str) -> bool:
@@ -115,7 +133,7 @@ class FakeCluster:
         if key in self.objects:
             raise ApiError(409, f'{kind} "{key[2]}" already exists')
         body = copy.deepcopy(body)
-        body["metadata"].update(namespace=namespace, generation=0)
+        body["metadata"].update(namespace=namespace, generation=0, uid=f"uid-{key[2]}")
         return self._store(key, body)
 
     def _patch(self, key: Key, found: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
@@ -150,16 +168,51 @@ class FakeCluster:
             return {"metadata": {"name": name}, "spec": {"clusterIP": "10.0.0.1", "ports": [port]}}
         return self.objects.get(key)
 
-    def _list(self, kind: str, namespace: str, labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        for workload in self.workloads.values():
-            if kind == "pods" and workload.namespace == namespace and labels.items() <= workload.labels.items():
-                for pod in workload.pods:
-                    waiting = {} if pod.predictor else {"waiting": {"reason": "CrashLoopBackOff", "message": "exit 1"}}
-                    status = {"containerStatuses": [{"name": "kserve-container", "state": waiting}]}
-                    yield {"metadata": {"name": pod.name, "labels": workload.labels}, "status": status}
+    def _list(self, kind: str, namespace: str, labels: Mapping[str, str], fields: str = "") -> Iterator[dict[str, Any]]:
+        if kind == "pods":
+            for workload in self.workloads.values():
+                if workload.namespace == namespace and labels.items() <= workload.labels.items():
+                    yield from map(self._pod_object, workload.pods)
+        for (found, at, _), item in self.objects.items():
+            if (found, at) == (kind, namespace) and labels.items() <= item["metadata"].get("labels", {}).items():
+                involved = item.get("involvedObject", {}).get("name")
+                if fields in ("", f"involvedObject.name={involved}"):
+                    yield copy.deepcopy(item)
+
+    def _pod_object(self, pod: Pod) -> dict[str, Any]:
+        status: dict[str, Any] = {"phase": "Running", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+        if not pod.scheduled:
+            status = {
+                "phase": "Pending",
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": NO_ROOM}
+                ],
+            }
+        elif pod.predictor is None:
+            waiting = {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"}
+            ended = {"exitCode": 1, "reason": "Error"} | ({"message": self.last_words} if self.last_words else {})
+            container = {
+                "name": "kserve-container",
+                "ready": False,
+                "restartCount": 2,
+                "state": {"waiting": waiting},
+                "lastState": {"terminated": ended},
+            }
+            status["containerStatuses"] = [container]
+        else:
+            container = {"name": "kserve-container", "ready": self._ready(pod), "restartCount": 0, "lastState": {}}
+            status["containerStatuses"] = [{**container, "state": {"running": {}}}]
+        return {"metadata": {"name": pod.name}, "status": status}
 
     def _deployment(self, workload: Workload) -> dict[str, Any]:
         current = [pod for pod in workload.pods if pod.uri == workload.uri]
+        refused = {
+            "type": "ReplicaFailure",
+            "status": "True",
+            "reason": "FailedCreate",
+            "message": f'pods "{workload.name}-1" is forbidden: exceeded quota: pods, requested: pods=1, used: '
+            f"pods={self.quota}, limited: pods={self.quota}",
+        }
         return {
             "metadata": {"name": workload.name, "generation": workload.generation, "labels": workload.labels},
             "spec": {"replicas": workload.replicas},
@@ -167,6 +220,11 @@ class FakeCluster:
                 "observedGeneration": workload.observed,
                 "availableReplicas": sum(self._ready(pod) for pod in workload.pods),
                 "updatedReplicas": len(current),
+                # What a Deployment that was once available goes on to say while a newer form of it fails.
+                "conditions": [
+                    {"type": "Available", "status": "True", "reason": "MinimumReplicasAvailable", "message": ""},
+                    *([refused] if workload.refused else []),
+                ],
             },
         }
 
@@ -187,24 +245,32 @@ class FakeCluster:
             self.tick()
 
     def _ready(self, pod: Pod) -> bool:
-        return pod.predictor is not None and pod.ready_at <= self.now
+        return pod.scheduled and pod.predictor is not None and pod.ready_at <= self.now
 
     def _roll(self, workload: Workload) -> None:
         """A rolling update: old pods go once new ones are ready."""
         workload.observed = workload.generation
         current = [pod for pod in workload.pods if pod.uri == workload.uri]
+        workload.refused = False
         while len(current) < workload.replicas:
+            if self.quota is not None and self._count() >= self.quota:
+                workload.refused = True
+                break
             current.append(self._pod(workload))
             workload.pods.append(current[-1])
         if sum(self._ready(pod) for pod in current) >= workload.replicas:
             workload.pods = current[: workload.replicas]
+
+    def _count(self) -> int:
+        return sum(len(workload.pods) for workload in self.workloads.values())
 
     def _pod(self, workload: Workload) -> Pod:
         try:
             predictor: Predictor | None = self.load(workload.uri)
         except Exception:
             predictor = None
-        return Pod(f"{workload.name}-{next(self._pods)}", workload.uri, self.now + self.lag, predictor)
+        room = self.room is None or self._count() < self.room
+        return Pod(f"{workload.name}-{next(self._pods)}", workload.uri, self.now + self.lag, predictor, room)
 
     def restart_pods(self, namespace: str, workload: str) -> None:
         """What a drained node does: every pod is started again, and loads what its Deployment names."""
@@ -217,6 +283,11 @@ class FakeCluster:
         spec, status = service["spec"], service.setdefault("status", {})
         labels = {SERVICE_LABEL: name, "component": "predictor"}
         stable, least = spec["predictor"], spec["predictor"].get("minReplicas", 1)
+        self._due[key] = self.now + 1
+        named = [workload_name(name, p) for p in (stable, *(entry["predictor"] for entry in spec.get("canary") or ()))]
+        if self.gateway and any(len(f"{workload}-{namespace}") > LONGEST_LABEL for workload in named):
+            # An error in the middle: nothing after it is done, and it is tried again for ever.
+            return
         expected = {workload_name(name, stable)}
         statuses, ready_pods = [], 0
         for canary in spec.get("canary") or ():
@@ -241,7 +312,10 @@ class FakeCluster:
         # Not the InferenceService's own generation.
         status["observedGeneration"] = workload.observed
         self._route(namespace, name, workload, statuses)
-        self._due[key] = self.now + 1
+        if service["metadata"].get("annotations", {}).get(SCALER_ANNOTATION) == "hpa":
+            # One for each name that ever was; KServe removes none.
+            scaler = {"metadata": {"name": workload.name, "labels": labels}}
+            self.objects["horizontalpodautoscalers", namespace, workload.name] = scaler
 
     def _apply(self, namespace: str, name: str, uri: str, replicas: int, labels: dict[str, str]) -> Workload:
         workload = self.workloads.get((namespace, name))
@@ -260,6 +334,9 @@ class FakeCluster:
         backends += [{"name": workload_name(name, status), "weight": status["trafficPercent"]} for status in ready]
         for route in (name, f"{name}-predictor"):
             key = ("httproutes", namespace, route)
+            known = self._routes.setdefault(key, [(self.now, backends)])
+            if known[-1][1] != backends:
+                known.append((self.now, backends))
             self.objects[key] = {"metadata": {"name": route}, "spec": {"rules": [{"backendRefs": backends}]}}
 
     # Traffic
@@ -274,12 +351,15 @@ class FakeCluster:
         raise ServerUnavailable(f"{host}:{port}: no pod is ready")
 
     def traffic(self, namespace: str, service: str) -> dict[str, int]:
-        """storageUri -> percent of what clients send that its ready pods answer; "" for what nobody answers."""
-        route = self.objects.get(("httproutes", namespace, service))
+        """storageUri -> percent of what clients send that its ready pods answer; "" for what nobody answers.
+
+        A gateway follows a changed route `lag` later; KServe deletes a predictor with its Service at once.
+        """
+        known = self._routes.get(("httproutes", namespace, service))
         predictor = self.objects["inferenceservices", namespace, service]["spec"]["predictor"]
         backends: list[dict[str, Any]] = [{"name": workload_name(service, predictor), "weight": 100}]
-        if route is not None:
-            backends = route["spec"]["rules"][0]["backendRefs"]
+        if known is not None:
+            backends = next((b for at, b in reversed(known) if at <= self.now - self.lag), known[0][1])
         shares: dict[str, int] = {}
         for backend in backends:
             workload = self.workloads.get((namespace, backend["name"]))
@@ -288,6 +368,12 @@ class FakeCluster:
             if backend["weight"]:
                 shares[uri] = shares.get(uri, 0) + backend["weight"]
         return shares
+
+    def inside(self, namespace: str, service: str) -> str:
+        """storageUri of what answers at the Service of the InferenceService's own name; "" where nothing does."""
+        found = self.objects["services", namespace, service]
+        workload = self.workloads.get((namespace, found["spec"]["selector"]["app"].removeprefix("isvc.")))
+        return next((pod.uri for pod in workload.pods if self._ready(pod)), "") if workload else ""
 
 
 def workload_name(service: str, predictor: Mapping[str, Any]) -> str:

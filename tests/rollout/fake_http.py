@@ -56,7 +56,7 @@ def serve(cluster: FakeCluster, after: Callable[[int], None] = lambda calls: Non
         def log_message(self, *arguments: Any) -> None:
             pass
 
-        do_GET = do_POST = do_PATCH = _handle  # noqa: N815  the names are http.server's
+        do_GET = do_POST = do_PATCH = do_DELETE = _handle  # noqa: N815  the names are http.server's
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

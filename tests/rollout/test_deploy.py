@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from pneumonia.core.prediction import Prediction
 from pneumonia.errors import DataError, DeployRefused, MissingPrerequisite, ServerUnavailable, UsageError
 from pneumonia.inference.predictor import Predictor
 from pneumonia.rollout import checks
-from pneumonia.rollout.deploy import DeployResult, deploy
+from pneumonia.rollout.deploy import DeployResult, Plan, _Deployment, deploy, rollback
+from pneumonia.rollout.rollout import Rollout
+from pneumonia.rollout.service import Service, Variant
 from tests.rollout.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
 from tests.rollout.fake_cluster import FakeCluster
 
@@ -35,22 +38,33 @@ def served(cluster: FakeCluster) -> dict[str, int]:
     return cluster.traffic(NAMESPACE, SERVICE)
 
 
+def watched(cluster: FakeCluster) -> tuple[list[dict[str, int]], list[str]]:
+    """What clients meet from now on: shares through the gateway, and who answers at the service's own name."""
+    shares: list[dict[str, int]] = []
+    inside: list[str] = []
+    tick = cluster.tick
+
+    def watch() -> None:
+        tick()
+        if (share := served(cluster)) not in shares[-1:]:
+            shares.append(share)
+        if (one := cluster.inside(NAMESPACE, SERVICE)) not in inside[-1:]:
+            inside.append(one)
+
+    cluster.tick = watch  # type: ignore[method-assign]
+    return shares, inside
+
+
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_a_release_is_tested_gets_its_share_and_is_promoted(world: World, replicas: int) -> None:
     old, new = map(str, world.releases)
-    cluster, shares = world.cluster(replicas=replicas), []
-    request = cluster.request
-
-    def watch(*arguments: Any, **named: Any) -> dict[str, Any]:
-        answer = request(*arguments, **named)
-        if (share := served(cluster)) not in shares[-1:]:
-            shares.append(share)
-        return answer
-
-    cluster.request = watch  # type: ignore[method-assign]
+    cluster = world.cluster(replicas=replicas)
+    shares, inside = watched(cluster)
     result = roll_out(world, cluster, percent=20)
     assert result.outcome == "promoted" and result.strategy == "canary" and result.reasons == []
-    assert shares == [{old: 100}, {old: 80, new: 20}, {new: 100}]
+    rising = [{old: 67, new: 33}, {old: 34, new: 66}] if replicas == 3 else []
+    assert shares == [{old: 100}, {old: 80, new: 20}, *rising, {new: 100}]
+    assert inside == [old, new]
     assert result.figures["accuracy"] == 1 and result.figures["probe_max_gap"] < 1e-5
     predictor = spec_of(cluster)["predictor"]
     assert predictor["name"] == f"r{world.releases[1].name[:12]}" and predictor["model"]["storageUri"] == new
@@ -59,6 +73,10 @@ def test_a_release_is_tested_gets_its_share_and_is_promoted(world: World, replic
     assert len(workload.pods) == replicas
     # Pods of the canary went on as those of the stable predictor.
     assert workload.generation == replicas
+    # What was served before is noted for a rollback, and goes with the service.
+    history = cluster.objects["configmaps", NAMESPACE, f"{SERVICE}-releases"]
+    assert json.loads(history["data"]["history"]) == [{"name": "", "uri": old}]
+    assert history["metadata"]["ownerReferences"][0]["uid"] == f"uid-{SERVICE}"
 
 
 def test_deploying_what_is_served_changes_nothing(world: World) -> None:
@@ -101,22 +119,31 @@ def test_killed_after_any_call_the_old_model_serves_and_the_next_run_converges(
     calls = len(whole.log)
     assert calls > 15
     for last in range(1, calls):
-        cluster = world.cluster(**options)
+        cluster, asked = world.cluster(**options), []
+
+        def connect(host: str, port: int, cluster: FakeCluster = cluster, asked: list[str] = asked) -> Predictor:
+            asked.append(host)
+            return cluster.connect(host, port)
+
         with pytest.raises(Killed):
-            roll_out(world, DiesAfter(cluster, last), connect=cluster.connect)
+            roll_out(world, DiesAfter(cluster, last), connect=connect)
         cluster.settle()
         promoted = spec_of(cluster)["predictor"]["model"]["storageUri"] == new
-        # Nobody is left without an answer; the canary has its share at most, and the old model the rest.
-        assert "" not in served(cluster), f"after call {last}"
+        # Nobody is left without an answer, and the canary has its share at most until it has passed twice.
+        assert "" not in served(cluster) and cluster.inside(NAMESPACE, SERVICE), f"after call {last}"
         if not promoted:
-            assert served(cluster)[old] >= 90, f"after call {last}"
+            twice = sum("-r" in host for host in asked) == 2
+            assert twice or served(cluster)[old] >= 90, f"after call {last}"
             # A drained node in that moment brings the old model back, not the new one.
             stable = "pneumonia-predictor"
             cluster.restart_pods(NAMESPACE, stable)
             assert {pod.uri for pod in cluster.workloads[NAMESPACE, stable].pods} == {old}
+        shares, inside = watched(cluster)
         result = roll_out(world, cluster)
         assert result.outcome == ("unchanged" if promoted else "promoted"), f"after call {last}"
         cluster.settle()
+        assert all("" not in share for share in shares) and "" not in inside, f"after call {last}"
+        assert cluster.inside(NAMESPACE, SERVICE) == new
         assert served(cluster) == {new: 100} and len(cluster.workloads) == 1
         assert spec_of(cluster) == spec_of(whole)
 
@@ -224,10 +251,98 @@ def test_answers_may_differ_as_far_as_the_served_form_was_shown_to(world: World)
 def test_a_canary_that_does_not_start_is_removed_with_its_pods_reasons(world: World) -> None:
     cluster = world.cluster()
     cluster.load = lambda uri: world.load(uri) if uri == str(world.releases[0]) else 1 / 0  # type: ignore[assignment,return-value]
-    result = roll_out(world, cluster, timeout_s=0.3)
-    assert result.outcome == "refused" and "CrashLoopBackOff (exit 1)" in result.reasons[0]
+    cluster.last_words = "error: model.onnx: its SHA-256 is not the one in bundle.json"
+    result = roll_out(world, cluster)
+    assert result.outcome == "refused"
+    assert f"CrashLoopBackOff (exit code 1: {cluster.last_words})" in result.reasons[0]
     cluster.settle()
     assert served(cluster) == {str(world.releases[0]): 100}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"room": 1}, "Unschedulable (0/1 nodes are available: 1 Insufficient cpu"), ({"quota": 1}, "exceeded quota")],
+)
+def test_a_canary_without_a_place_is_refused_early_with_the_clusters_reason(
+    world: World, options: dict[str, int], said: str
+) -> None:
+    cluster = world.cluster(**options)
+    began = time.monotonic()
+    result = roll_out(world, cluster, patience_s=0.2)
+    assert 0.2 <= time.monotonic() - began < RULES["timeout_s"] / 2
+    assert result.outcome == "refused" and said in result.reasons[0]
+    cluster.settle()
+    assert served(cluster) == {str(world.releases[0]): 100} and "canary" not in spec_of(cluster)
+
+
+def test_a_node_that_an_autoscaler_adds_is_waited_for(world: World) -> None:
+    cluster = world.cluster(room=1)
+    request = cluster.request
+
+    def scale(method: str, path: str, *rest: Any, **named: Any) -> dict[str, Any]:
+        if path.endswith("/events"):
+            pods = [pod for workload in cluster.workloads.values() for pod in workload.pods]
+            waits = [pod for pod in pods if not pod.scheduled]
+            if cluster.now > 100:
+                for pod in waits:
+                    pod.scheduled = True
+            said = [{"reason": "TriggeredScaleUp", "involvedObject": {"name": pod.name}} for pod in waits]
+            return {"items": said}
+        return request(method, path, *rest, **named)
+
+    cluster.request = scale  # type: ignore[method-assign]
+    assert roll_out(world, cluster).outcome == "promoted" and cluster.now > 100
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_canary_that_fails_with_its_share_gives_it_back_first(world: World, replicas: int) -> None:
+    old = str(world.releases[0])
+    cluster = world.cluster(replicas=replicas)
+    shares, inside = watched(cluster)
+
+    def connect(host: str, port: int) -> Predictor:
+        inner = cluster.connect(host, port)
+        return Changed(inner, _swapped) if "-r" in host and len(shares) > 1 else inner
+
+    assert roll_out(world, cluster, connect=connect).outcome == "refused"
+    cluster.settle()
+    assert all("" not in share for share in shares) and inside == [old]
+    assert served(cluster) == {old: 100} and len(cluster.workloads) == 1
+
+
+@pytest.mark.parametrize("options", [{"replicas": 3}, {"replicas": 3, "gateway": False}], ids=["routes", "none"])
+def test_a_take_over_that_was_killed_can_be_taken_back_without_a_gap(world: World, options: dict[str, Any]) -> None:
+    old = str(world.releases[0])
+    whole = world.cluster(**options)
+    roll_out(world, whole)
+    for last in range(20, len(whole.log), 3):
+        cluster = world.cluster(**options)
+        with pytest.raises(Killed):
+            roll_out(world, DiesAfter(cluster, last), connect=cluster.connect)
+        cluster.settle()
+        if "canary" not in spec_of(cluster):
+            continue
+        shares, inside = watched(cluster)
+        rollout = Rollout(cluster, SERVICE, NAMESPACE, cluster.connect, poll_s=0.0, settle_s=0.0)
+        assert rollback(rollout) == old
+        cluster.settle()
+        assert all("" not in share for share in shares) and "" not in inside, f"after call {last}"
+        assert served(cluster) == {old: 100} and cluster.inside(NAMESPACE, SERVICE) == old
+        (workload,) = cluster.workloads.values()
+        assert len(workload.pods) == 3
+
+
+def test_scalers_of_predictors_that_are_gone_are_removed(world: World) -> None:
+    cluster = world.cluster()
+    annotations = cluster.objects["inferenceservices", NAMESPACE, SERVICE]["metadata"]["annotations"]
+    annotations["serving.kserve.io/autoscalerClass"] = "hpa"
+    result = roll_out(world, cluster)
+    name = f"{SERVICE}-r{world.releases[1].name[:12]}-predictor"
+    assert [key[2] for key in cluster.objects if key[0] == "horizontalpodautoscalers"] == [name]
+    assert any("HorizontalPodAutoscaler pneumonia-predictor" in change for change in result.changes)
+    # No right to remove them does not undo a promotion.
+    cluster = world.cluster(forbidden=frozenset({("list", "horizontalpodautoscalers")}))
+    assert roll_out(world, cluster).outcome == "promoted"
 
 
 def test_without_weights_on_routes_the_release_is_tested_and_replaced(world: World) -> None:
@@ -261,8 +376,45 @@ def test_what_is_missing_is_named_and_nothing_is_changed(world: World) -> None:
     knative = world.cluster()
     knative.objects["inferenceservices", NAMESPACE, SERVICE]["metadata"]["annotations"] = {}
     refuse("serving.kserve.io/deploymentMode is None, canaries need 'Standard'", knative)
+    keda = world.cluster()
+    metadata = keda.objects["inferenceservices", NAMESPACE, SERVICE]["metadata"]
+    metadata["annotations"]["serving.kserve.io/autoscalerClass"] = "keda"
+    refuse("it is scaled by KEDA.*set scaling.type to hpa or none", keda)
     with pytest.raises(MissingPrerequisite, match="not a release"):
         deploy("s3://models/latest", world.bundles[1].path, world.images, cluster=world.cluster(), **RULES)
+
+
+def test_a_name_that_leaves_no_room_for_a_host_is_refused_before_anything_is_changed(world: World) -> None:
+    """The one that KServe stopped at on a real cluster, and the longest that works there."""
+    for name, fits in (("chest-xray-pneumonia-services1", False), ("chest-xray-pneumonia-service", True)):
+        service = Service({"metadata": {"name": name, "namespace": NAMESPACE}})
+        variant = Variant("r926fb840e1ef", "s3://x")
+        if fits:
+            service.require_name(variant)
+            continue
+        with pytest.raises(MissingPrerequisite, match=r"services1-r926fb840e1ef-predictor-pneumonia.*64.*allows 63"):
+            service.require_name(variant)
+
+
+def test_a_synthetic_release_is_refused_before_a_pod_exists(world: World) -> None:
+    cluster = world.cluster()
+    runtime = {"spec": {"containers": [{"env": [{"name": "PNEUMONIA_ALLOW_SYNTHETIC", "value": "0"}]}]}}
+    cluster.objects["servingruntimes", NAMESPACE, SERVICE] = runtime
+    opened = world.bundles[1]
+    synthetic = replace(opened, manifest=replace(opened.manifest, data={**opened.manifest.data, "synthetic": True}))
+    assert checks.load_probe(synthetic, world.images)
+
+    def run() -> tuple[DeployResult, list[str]]:
+        rollout = Rollout(cluster, SERVICE, NAMESPACE, cluster.connect, poll_s=0.0, settle_s=0.0)
+        result = DeployResult(str(world.releases[1]), synthetic.model_id)
+        rules = Plan(**RULES)
+        _Deployment(rollout, rules, synthetic, checks.load_probe(synthetic, world.images), result).run()
+        return result, [line for line in cluster.log if not line.startswith("GET")]
+
+    result, writes = run()
+    assert result.outcome == "refused" and "trained on synthetic images" in result.reasons[0] and not writes
+    runtime["spec"]["containers"][0]["env"][0]["value"] = "1"
+    assert run()[0].outcome == "promoted"
 
 
 def test_no_right_to_patch_and_an_older_kserve(world: World) -> None:
@@ -308,9 +460,10 @@ def test_managed_by_values_writes_files_and_asks_no_cluster(world: World, tmp_pa
     assert said == [
         {"canary": {"name": name, "uri": release, "trafficPercent": 0}},
         {"canary": {"name": name, "uri": release, "trafficPercent": 5}},
+        {"canary": {"name": name, "uri": release, "trafficPercent": 100}},
         {"predictorName": name, "uri": release, "canary": {"name": "", "uri": "", "trafficPercent": 0}},
     ]
-    assert result.outcome == "written" and len(result.changes) == 3
+    assert result.outcome == "written" and len(result.changes) == 4
 
 
 @pytest.mark.parametrize("plan", [{"strategy": "bold"}, {"percent": 0}, {"managed_by": "nobody"}])

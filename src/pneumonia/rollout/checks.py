@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -200,8 +199,3 @@ def _timed(server: Predictor, image: bytes, name: str) -> float:
     except PneumoniaError as error:
         raise PneumoniaError(f"the {name} predictor does not answer: {error}") from error
     return time.perf_counter() - began
-
-
-def merge(*parts: Findings) -> dict[str, Any]:
-    """All figures in one."""
-    return {name: value for part in parts for name, value in part.figures.items()}

@@ -22,8 +22,8 @@ from pneumonia.kubernetes import Cluster, KubernetesCluster
 from pneumonia.release import registry
 from pneumonia.rollout import checks
 from pneumonia.rollout.checks import ProbeImage
-from pneumonia.rollout.rollout import SETTLE_S, Connect, NotReady, Rollout, connect_http
-from pneumonia.rollout.service import Variant, canary_values, promotion_values, returning, variant_of
+from pneumonia.rollout.rollout import PATIENCE_S, SETTLE_S, Connect, NotReady, Rollout, connect_http, gone
+from pneumonia.rollout.service import Canary, Variant, canary_values, promotion_values, returning, variant_of
 
 STRATEGIES = ("auto", "canary", "shadow")
 MANAGED_BY = ("deploy", "values")
@@ -36,14 +36,20 @@ _NEEDS_ROUTE = (
     "or the service kept inside the cluster); use strategy=shadow, which tests the release at 0 % and splits no traffic"
 )
 
+_SYNTHETIC = (
+    "{} was trained on synthetic images, and InferenceService {} does not serve such models; train on real X-rays, or "
+    "install a test system with model.synthetic=true"
+)
+
 
 @dataclass(frozen=True)
 class Plan:
     """How a release is rolled out.
 
     strategy: canary shares traffic and needs HTTPRoutes that do, shadow does not, auto takes what there is. percent:
-    of the traffic for the canary, 1..99, for soak_s seconds. timeout_s: for the pods of a step to come up. The rest are
-    limits of `checks`. tracking_uri, registered_model: MLflow's registry, whose alias `champion` follows a promotion.
+    of the traffic for the canary, 1..99, for soak_s seconds. timeout_s: for the pods of a step to come up; patience_s:
+    for a pod that does not get better by itself (no room, a quota, a crash, no image). The rest are limits of `checks`.
+    tracking_uri, registered_model: MLflow's registry, whose alias `champion` follows a promotion.
     """
 
     strategy: str = "auto"
@@ -51,6 +57,7 @@ class Plan:
     soak_s: float = 300.0
     timeout_s: float = 900.0
     route_timeout_s: float = 60.0
+    patience_s: float = PATIENCE_S
     poll_s: float = 1.0
     settle_s: float = SETTLE_S
     latency_requests: int = checks.LATENCY_REQUESTS
@@ -110,8 +117,8 @@ def deploy(
     """Roll out `release` (a URI that `publish` printed) on an InferenceService that the chart installed.
 
     bundle: the release's bundle, whose probe the canary has to answer. images: labelled images that hold the probe's.
-    managed_by: as the chart's model.managedBy; with values, two values files are written to values_dir and the cluster
-    is left alone. cluster: by default the one of this pod or of $KUBECONFIG. plan: fields of `Plan`.
+    managed_by: as the chart's model.managedBy; with values, a values file for each step is written to values_dir and
+    the cluster is left alone. cluster: by default the one of this pod or of $KUBECONFIG. plan: fields of `Plan`.
 
     A refused canary is removed and told in the result, see `DeployResult.require`. Raises MissingPrerequisite where the
     cluster, KServe, a right or the first deployment is missing; DataError and BundleError for bundle and images.
@@ -124,8 +131,9 @@ def deploy(
         return _write_values(result, rules, values_dir)
     probe = checks.load_probe(opened, images)
     rollout = Rollout(
-        cluster or KubernetesCluster(), service, namespace, connect, rules.timeout_s, rules.poll_s, rules.settle_s
-    )
+        cluster or KubernetesCluster(), service, namespace, connect, rules.timeout_s, rules.poll_s, rules.settle_s,
+        rules.patience_s, rules.route_timeout_s,
+    )  # fmt: skip
     result.changes = rollout.changes
     _Deployment(rollout, rules, opened, probe, result).run()
     return result
@@ -150,29 +158,42 @@ class _Deployment:
         if service.stable.uri == variant_of(self.result.uri).uri:
             # A run that was killed right after its promotion comes back here.
             self.rollout.remove()
+            self.rollout.clear_scalers()
             self._served("unchanged")
             return
         if self.rules.strategy == "canary" and not self.rollout.has_route():
             raise MissingPrerequisite(_NEEDS_ROUTE)
+        variant = self.rollout.place(service, self.result.uri)
+        service.require_name(variant)
         # Read now, so that a missing right is told before anything is changed.
         self.rollout.history()
-        variant = self.rollout.place(service, self.result.uri)
+        if self.bundle.manifest.synthetic and not self.rollout.serves_synthetic():
+            # Its server would refuse it at its start, a minute later and with one request less for the old one.
+            self._refused([_SYNTHETIC.format(self.bundle.model_id, self.rollout.name)])
+            return
         try:
             self.rollout.start(variant)
-            reasons = self._bring_up(variant) or self._check(variant) or self._share(variant)
+            reasons = self._test(variant)
+            if not reasons:
+                promote(self.rollout, variant)
         except NotReady as error:
             reasons = [str(error)]
         if reasons:
-            self._refuse(reasons)
+            self._refused(reasons)
+            self.rollout.remove()
         else:
-            promote(self.rollout, variant)
             self._served("promoted")
 
-    def _bring_up(self, variant: Variant) -> list[str]:
+    def _test(self, variant: Variant) -> list[str]:
+        """Why the canary may not be promoted; empty where it may."""
         canary = self.rollout.read().canary(variant.name)
         # One that a killed run left behind may have its share of the traffic already.
         self.rollout.wait_ready(variant, canary.percent if canary else 0, 1)
-        return []
+        if canary is not None and _taking_over(canary):
+            # It has passed; to give it its first share again would leave too few pods for the rest.
+            self.result.strategy = "canary"
+            return self._check(variant)
+        return self._check(variant) or self._share(variant)
 
     def _check(self, variant: Variant) -> list[str]:
         """Past every route, against the canary's own Service."""
@@ -218,13 +239,7 @@ class _Deployment:
             found = self.rollout.route_percent(variant)
             return None if found is not None and percent in (None, found) else f"its weight on the routes is {found}"
 
-        if not self.rollout.has_route():
-            return False
-        try:
-            self.rollout.until(missing, "the HTTPRoute", self.rules.route_timeout_s)
-        except NotReady:
-            return False
-        return True
+        return self.rollout.has_route() and self.rollout.routes_say(missing)
 
     def _soak(self, variant: Variant, percent: int) -> None:
         """Raises NotReady where a pod of the canary goes down meanwhile."""
@@ -235,11 +250,10 @@ class _Deployment:
                 raise NotReady(f"canary {variant.name} went down at {percent} %: {missing}")
             time.sleep(min(self.rules.poll_s, max(0.0, ends - time.monotonic())))
 
-    def _refuse(self, reasons: list[str]) -> None:
+    def _refused(self, reasons: list[str]) -> None:
         self.result.outcome, self.result.reasons = "refused", reasons
         for reason in reasons:
             self.rollout.say(f"refused: {reason}")
-        self.rollout.remove()
 
     def _served(self, outcome: str) -> None:
         rules = self.rules
@@ -252,27 +266,48 @@ class _Deployment:
 
 
 def promote(rollout: Rollout, variant: Variant) -> None:
-    """Give the canary half of the pods, one at a time, then make it the stable predictor in one patch.
+    """Move pods and traffic to the canary step by step, then make it the stable predictor in one patch.
 
-    KServe takes a pod from the stable predictor for each that the canary gets, deletes the old ones at once on a
-    promotion and adds new ones only then. With half there are never fewer than half for all of the traffic, before the
-    patch or after it.
+    KServe takes a pod from the stable predictor for each that the canary gets, and at the patch it deletes the old
+    predictor with its Service at once. So nothing may lead there any more: the canary gets its pods one at a time, a
+    share that follows them, and all of both before the patch. Where no route shares traffic, the Service of the
+    InferenceService's name moves at half of the pods, so that there are never fewer than half for all of the traffic.
     """
     service = rollout.read()
-    canary = service.canary(variant.name)
-    if canary is not None:
-        for replicas in range((canary.replicas or 1) + 1, (service.replicas + 1) // 2 + 1):
-            rollout.resize(variant, canary.percent, replicas)
-            rollout.wait_ready(variant, canary.percent, replicas)
+    canary, pods = service.canary(variant.name), service.replicas
+    if canary is None:
+        if service.stable != variant:
+            raise gone(rollout.name, variant)
+    else:
+        shares = rollout.route_percent(variant) is not None
+        half, done, percent = (pods + 1) // 2, canary.replicas or 1, canary.percent
+        # Routes that share nothing lead to the stable predictor until the patch, which needs its pods until then.
+        for replicas in range(done, (half if rollout.has_route() and not shares else pods) + 1):
+            rollout.resize(variant, percent, replicas)
+            rollout.wait_ready(variant, percent, replicas)
+            if shares:
+                percent = max(percent, 100 * replicas // pods)
+                rollout.resize(variant, percent, replicas)
+                rollout.wait_ready(variant, percent, replicas)
+            if replicas >= half:
+                rollout.lead_to(variant.name)
+        if shares:
+            rollout.wait_routed(variant, 100)
     before = rollout.read().stable
     rollout.lead_to(variant.name)
     rollout.promote(variant)
     try:
         rollout.wait_promoted(variant, before)
+        rollout.clear_scalers()
     except NotReady as error:
         # The patch is done and right; what follows is KServe's work.
         rollout.changes.append(f"KServe has not finished: {error}")
         rollout.say(rollout.changes[-1])
+
+
+def _taking_over(canary: Canary) -> bool:
+    """Whether `promote` had begun: while it is tested, a canary has one pod and less than all of the traffic."""
+    return (canary.replicas or 1) > 1 or canary.percent == 100
 
 
 def rollback(rollout: Rollout, to: str | None = None) -> str:
@@ -300,6 +335,7 @@ def rollback(rollout: Rollout, to: str | None = None) -> str:
     if service.stable.uri == variant_of(target).uri:
         return rollout.remove().stable.uri
     variant = returning(target)
+    service.require_name(variant)
     started = rollout.start(variant).canary(variant.name)
     rollout.wait_ready(variant, started.percent if started else 0, 1)
     promote(rollout, variant)
@@ -307,7 +343,7 @@ def rollback(rollout: Rollout, to: str | None = None) -> str:
 
 
 def _write_values(result: DeployResult, rules: Plan, folder: Path | None) -> DeployResult:
-    """Two files for helm's -f or a GitOps repository, to be used one after the other."""
+    """A file a step for helm's -f or a GitOps repository, to be used one after the other."""
     import yaml
 
     if folder is None:
@@ -316,7 +352,8 @@ def _write_values(result: DeployResult, rules: Plan, folder: Path | None) -> Dep
     files = {
         "1-canary.yaml": canary_values(variant, 0),
         "2-share.yaml": canary_values(variant, rules.percent),
-        "3-promote.yaml": promotion_values(variant),
+        "3-full.yaml": canary_values(variant, 100),
+        "4-promote.yaml": promotion_values(variant),
     }
     for name, values in files.items():
         write_text(folder / name, yaml.safe_dump(values, sort_keys=False))

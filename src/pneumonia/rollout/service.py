@@ -10,10 +10,13 @@ from pneumonia.errors import MissingPrerequisite
 from pneumonia.release_manifest import release_name_of
 
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
+SCALER_ANNOTATION = "serving.kserve.io/autoscalerClass"
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 CANARY_CONTAINER = "kserve-container"
 """What KServe's schema wants as a canary's model.name, and its webhook refuses on the stable predictor."""
 SHORT_DIGITS = 12
+LONGEST_LABEL = 63
+"""Of a name in DNS: KServe makes `<workload>-<namespace>.<domain>` for each predictor and stops at a longer one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,21 @@ class Service:
             raise MissingPrerequisite(
                 f"InferenceService {self.name}: minReplicas is 0, and a canary may not have more pods than the stable "
                 "predictor; set scaling.minReplicas to at least 1"
+            )
+        if self.raw["metadata"].get("annotations", {}).get(SCALER_ANNOTATION) == "keda":
+            raise MissingPrerequisite(
+                f"InferenceService {self.name}: it is scaled by KEDA, and KServe makes a ScaledObject without triggers "
+                "for a canary, which KEDA refuses; set scaling.type to hpa or none while releases are rolled out"
+            )
+
+    def require_name(self, variant: Variant) -> None:
+        """Raise MissingPrerequisite where the predictor's name would be too long for the host that KServe makes."""
+        host = f"{self.workload(variant.name)}-{self.raw['metadata'].get('namespace', '')}"
+        if len(host) > LONGEST_LABEL:
+            raise MissingPrerequisite(
+                f"InferenceService {self.name}: KServe would make the host {host} for this release, {len(host)} "
+                f"characters, and DNS allows {LONGEST_LABEL}; install the chart with a name or a namespace that is "
+                f"{len(host) - LONGEST_LABEL} shorter"
             )
 
 
