@@ -16,7 +16,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
-.PHONY: kind-up kind-load kind-demo kind-down images docker-test push sbom tensorrt-docker triton-docker
+.PHONY: test-cluster test-kubeflow kind-up kind-load kind-demo kind-down images docker-test push sbom tensorrt-docker triton-docker
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -42,8 +42,8 @@ format: $(STAMP) ## Rewrite the sources in the project's style
 type: $(STAMP) ## Check types, strictly
 	$(BIN)/mypy src/pneumonia tools
 
-test: $(STAMP) ## Run every test but those of tests/e2e, tests/load and tests/kubeflow
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load --ignore=tests/kubeflow --numprocesses=$(JOBS) \
+test: $(STAMP) ## Run every test but those of tests/e2e, tests/load, tests/cluster and tests/kubeflow
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/load --ignore=tests/kubeflow --ignore=tests/cluster --numprocesses=$(JOBS) \
 		--dist=loadfile $(ARGS)
 
 e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
@@ -51,6 +51,9 @@ e2e: $(STAMP) ## Run the tests of the whole way, which take minutes
 
 test-kubeflow: $(STAMP) ## Submit runs to the Kubeflow Pipelines of KUBEFLOW_HOST (see tests/kubeflow/conftest.py); half an hour
 	$(BIN)/python -m pytest tests/kubeflow $(ARGS)
+
+test-cluster: $(STAMP) ## Run the service's life on the cluster of KUBECONFIG (see tests/cluster/conftest.py); half an hour
+	$(BIN)/python -m pytest tests/cluster -s $(ARGS)
 
 docker-test: $(STAMP) ## Run the tests of the images that `make images` built
 	$(BIN)/python -m pytest tests/e2e -m docker $(ARGS)
