@@ -126,7 +126,9 @@ class Namespace:
 
     def ready(self, timeout_s: float = 240) -> None:
         """Wait for KServe to call the service ready and for its pods to be all new."""
-        self.kubectl("wait", "--for=condition=Ready", f"inferenceservice/{NAME}", f"--timeout={timeout_s:.0f}s")
+        # Not condition=Ready: kubectl compares generations then, and KServe writes that of its Deployment.
+        ready = """--for=jsonpath={.status.conditions[?(@.type=="Ready")].status}=True"""
+        self.kubectl("wait", ready, f"inferenceservice/{NAME}", f"--timeout={timeout_s:.0f}s")
         for deployment in self.get("deployments"):
             self.kubectl(
                 "rollout", "status", f"deployment/{deployment['metadata']['name']}", f"--timeout={timeout_s:.0f}s"

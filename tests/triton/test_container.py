@@ -119,3 +119,30 @@ def test_the_command_says_it_in_one_line(synthetic: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: {synthetic}: tiny was trained on drawn images")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_older_release_runs_this_versions_code(tmp_path: Path) -> None:
+    """Its own warms up with a blank image, which the library refuses; the rest of it stays as it was published."""
+    bundle = tiny_bundle(tmp_path / "models")
+    release = publish(bundle.path, tmp_path / "root", "onnxruntime")
+    (flag,) = [word for word in server_command([str(release)]) if word.startswith("--model-repository=")]
+    assert flag == f"--model-repository={release}"
+    step = Path("pneumonia_preprocess") / "1" / "model.py"
+    current = (release / step).read_bytes()
+    older = published_with(release, tmp_path / "older", step, b"raise SystemExit('blank')\n")
+    (flag,) = [word for word in server_command([str(older)]) if word.startswith("--model-repository=")]
+    linked = Path(flag.removeprefix("--model-repository="))
+    assert linked != older and (linked / step).read_bytes() == current
+    kept = {path.relative_to(older) for path in older.rglob("*") if path.is_file()} - {step}
+    assert kept and all((linked / name).resolve() == (older / name).resolve() for name in kept)
+
+
+def published_with(release: Path, target: Path, name: Path, data: bytes) -> Path:
+    """A release that was published with another file, under its own digest."""
+    shutil.copytree(release, target)
+    (target / name).write_bytes(data)
+    manifest = json.loads((target / contract.RELEASE_MANIFEST).read_text("utf-8"))
+    manifest["files"][str(name)] = hashlib.sha256(data).hexdigest()
+    del manifest["release"]
+    (target / contract.RELEASE_MANIFEST).write_text(json.dumps({"release": release_name(manifest), **manifest}))
+    return target

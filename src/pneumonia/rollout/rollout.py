@@ -407,8 +407,10 @@ class Rollout:
         said = [
             (str(event.get("lastTimestamp") or event.get("eventTime") or ""), str(event.get("message", "")))
             for event in events
-            # Two that wrote at once: KServe tries again by itself.
-            if event.get("type") == "Warning" and "has been modified" not in str(event.get("message", ""))
+            # Two that wrote at once, which KServe tries again by itself; and that a service is not ready, which is asked.
+            if event.get("type") == "Warning"
+            and event.get("reason") != "InferenceServiceNotReady"
+            and "has been modified" not in str(event.get("message", ""))
         ]
         return f" ({max(said)[1][:_LONGEST_MESSAGE]})" if said else ""
 

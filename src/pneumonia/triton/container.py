@@ -12,7 +12,7 @@ from pneumonia.bundle import Manifest
 from pneumonia.errors import BundleNotFound, PneumoniaError, Refused, StorageError, UsageError
 from pneumonia.release_manifest import verify_release
 from pneumonia.triton.hardening import become
-from pneumonia.triton.repository import manifest_of
+from pneumonia.triton.repository import is_current, make_current, manifest_of
 from pneumonia.triton.wheel import link_files
 
 
@@ -33,21 +33,23 @@ def server_command(arguments: list[str]) -> list[str]:
             "the release (chmod -R a+rX), or run as the user that owns it"
         ) from error
     # The configurations are complete; completing them would start every Python model twice.
-    served = _with_versions(repository)
+    served = _servable(repository)
     return ["tritonserver", f"--model-repository={served}", "--disable-auto-complete-config", *arguments[1:]]
 
 
-def _with_versions(repository: Path) -> Path:
-    """The repository, or links to it where a storage initializer dropped the ensemble's version with its empty file.
+def _servable(repository: Path) -> Path:
+    """The repository, or links to it with what an older release lacks.
 
-    Releases of this version have no empty file.
+    That is the ensemble's version, where a storage initializer dropped it with its empty file, and code that this
+    version's library takes. Releases of this version lack neither.
     """
     version = Path(contract.ENSEMBLE) / contract.MODEL_VERSION
-    if (repository / version).is_dir():
+    if (repository / version).is_dir() and is_current(repository):
         return repository
     linked = Path(tempfile.mkdtemp(prefix="pneumonia-repository."))
     link_files(repository.resolve(), linked)
-    (linked / version).mkdir(parents=True)
+    (linked / version).mkdir(parents=True, exist_ok=True)
+    make_current(linked)
     return linked
 
 

@@ -28,6 +28,7 @@ INSTANCES = 2
 
 _TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
 _MODEL_FILE = "model.py"
+_BACKEND = Path(__file__).parent / "backend"
 
 
 def write_repository(bundle: Bundle, root: Path, backend: str = "python") -> None:
@@ -59,6 +60,24 @@ def manifest_of(repository: Path) -> Path:
     return steps if os.path.lexists(steps) else repository / contract.ENSEMBLE / version / name
 
 
+def is_current(repository: Path) -> bool:
+    """Whether the code of a release's first step is this version's; True where there is no such step."""
+    code = repository / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / _MODEL_FILE
+    return not code.is_file() or code.read_bytes() == (_BACKEND / "preprocess.py").read_bytes()
+
+
+def make_current(linked: Path) -> None:
+    """Let this version's code run the first step of an older release, in a folder of links to it.
+
+    That code came with the release and warms up with a blank image, which the library has refused since; what it reads
+    and writes is unchanged.
+    """
+    if not is_current(linked):
+        code = linked / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / _MODEL_FILE
+        code.unlink()
+        shutil.copyfile(_BACKEND / "preprocess.py", code)
+
+
 def _served_file(bundle: Bundle, backend: str) -> str:
     """File of the bundle that a backend serves. python runs on a processor, which int8 is made for."""
     if backend == "tensorrt":
@@ -73,7 +92,7 @@ def _write_model(root: Path, name: str, config: str, files: dict[str, Path], bac
     for target, source in files.items():
         shutil.copyfile(source, version / target)
     if backend_module is not None:
-        shutil.copyfile(Path(__file__).parent / "backend" / f"{backend_module}.py", version / _MODEL_FILE)
+        shutil.copyfile(_BACKEND / f"{backend_module}.py", version / _MODEL_FILE)
     elif not files:
         # Git and object stores forget empty folders, KServe's storage initializer forgets empty files too, and Triton
         # wants the version of an ensemble to exist.

@@ -23,6 +23,7 @@ from pneumonia import contract
 from pneumonia.errors import BundleNotFound, PortTaken, ServerUnavailable, UsageError
 from pneumonia.triton.drain import drain
 from pneumonia.triton.hardening import hardening_flags, limit_process
+from pneumonia.triton.repository import make_current
 from pneumonia.triton.watch import LOOK_EVERY_S, Watch, end_group
 from pneumonia.triton.wheel import assemble_backend, find_wheel, link_files, server_environment
 
@@ -110,6 +111,7 @@ class TritonServer:
         assemble_backend(wheel, self._home / "backends" / "python")
         # The models' byte code is written beside them: into links, and a release stays as it was published.
         link_files(self.repository, self._home / "models")
+        make_current(self._home / "models")
         with self._log.open("ab") as log, _held_signals() as usual:
             self.process = subprocess.Popen(
                 self._command(wheel),
