@@ -19,10 +19,17 @@ fi
 
 kind load docker-image "$STEP_IMAGE" --name "$CLUSTER"
 
-apply() { kube apply --server-side --force-conflicts -k "$ROOT/manifests/overlays/kind/$1"; }
+# Built once: what comes by URL is fetched by git, which takes longer than a try may.
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+for step in 1-operators 2-platform; do
+  say "building $step"
+  kubectl kustomize "$ROOT/manifests/overlays/kind/$step" >"$folder/$step.yaml"
+done
+apply() { kube apply --server-side --force-conflicts -f "$folder/$1.yaml"; }
 
-# The first tries fail where an object comes before its definition.
-until_ok 300 "operators to be accepted" apply 1-operators
+# The first tries fail where an object comes before its definition, or before the webhook that judges it.
+until_ok 600 "operators to be accepted" apply 1-operators
 for crd in inferenceservices.serving.kserve.io servingruntimes.serving.kserve.io gateways.gateway.networking.k8s.io \
   envoyproxies.gateway.envoyproxy.io workflows.argoproj.io trainjobs.trainer.kubeflow.org; do
   kube wait --for=condition=Established "crd/$crd" --timeout=120s
@@ -30,10 +37,16 @@ done
 for namespace in cert-manager envoy-gateway-system kserve; do
   deployments_ready "$namespace" 600
 done
+# A Deployment is available before its webhook is reached by everybody: ask the webhook itself.
+kserve_answers() {
+  kube create --dry-run=server -f - >/dev/null <<'OBJECT'
+{"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+ "metadata": {"name": "asked", "namespace": "pneumonia"},
+ "spec": {"predictor": {"model": {"modelFormat": {"name": "triton"}, "storageUri": "s3://asked/asked"}}}}
+OBJECT
+}
+until_ok 300 "KServe's webhook" kserve_answers
 until_ok 300 "the platform to be accepted" apply 2-platform
-# KServe reads its settings when it starts.
-kube -n kserve rollout restart deployment/kserve-controller-manager
-kube -n kserve rollout status deployment/kserve-controller-manager --timeout=300s
 deployments_ready pneumonia-platform 600
 deployments_ready kubeflow 1200
 kube -n kserve wait --for=condition=Programmed gateway/kserve-ingress-gateway --timeout=300s

@@ -407,7 +407,7 @@ class Rollout:
         said = [
             (str(event.get("lastTimestamp") or event.get("eventTime") or ""), str(event.get("message", "")))
             for event in events
-            # Two that wrote at once, which KServe tries again by itself; and that a service is not ready, which is asked.
+            # Not two that wrote at once, which KServe tries again by itself, nor that a service is not ready.
             if event.get("type") == "Warning"
             and event.get("reason") != "InferenceServiceNotReady"
             and "has been modified" not in str(event.get("message", ""))
