@@ -11,7 +11,7 @@ need_cluster
 helm --kube-context "$CONTEXT" upgrade --install "$RELEASE" "$ROOT/helm/pneumonia" --namespace "$NAMESPACE" \
   --set "image.repository=${IMAGE%:*}" --set "image.tag=${IMAGE##*:}" --set image.pullPolicy=Never \
   --set model.allowSynthetic=true --set gateway.exposed=true
-kube -n "$NAMESPACE" wait --for=condition=Ready "inferenceservice/$RELEASE" --timeout=600s
+kube -n "$NAMESPACE" wait --for='jsonpath={.status.conditions[?(@.type=="Ready")].status}=True' "inferenceservice/$RELEASE" --timeout=600s
 helm --kube-context "$CONTEXT" test "$RELEASE" --namespace "$NAMESPACE" --timeout 5m --logs
 
 url=$(kube -n "$NAMESPACE" get inferenceservice "$RELEASE" -o "jsonpath={.status.url}")

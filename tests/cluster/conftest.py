@@ -94,11 +94,12 @@ class Namespace:
         if wait:
             self.ready()
 
-    def upgrade(self, **changed: Any) -> None:
+    def upgrade(self, wait: bool = True, **changed: Any) -> None:
         """`helm upgrade` with changed values, and ready."""
         given = [f"--set={key.replace('__', '.')}={value}" for key, value in changed.items()]
         self.helm("upgrade", NAME, str(ROOT / "helm" / "pneumonia"), "--reuse-values", *given)
-        self.ready()
+        if wait:
+            self.ready()
 
     def values(self, release: str, values: dict[str, Any] | None = None) -> Path:
         """A values file for this cluster."""

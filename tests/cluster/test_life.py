@@ -110,7 +110,8 @@ def test_an_upgrade_during_a_canary_leaves_it(service: Namespace, releases: Rele
         for line in process.stderr:
             if " answers 10 % " in line:
                 break
-        service.upgrade(podAnnotations__changed="during")
+        # The predictors' Deployments come and go meanwhile.
+        service.upgrade(wait=False, podAnnotations__changed="during")
         assert service.get("inferenceservice", NAME)["spec"]["canary"][0]["trafficPercent"] == 10
         rest = process.stderr.read()
         assert process.wait(240) == 0, rest
@@ -152,7 +153,7 @@ def test_scalers_of_predictors_that_are_gone_go(service: Namespace, releases: Re
     promoted(service, releases, 0)
     predictor = service.get("inferenceservice", NAME)["spec"]["predictor"]["name"]
     assert [item["metadata"]["name"] for item in service.get("hpa")] == [f"{NAME}-{predictor}-predictor"]
-    service.upgrade(scaling__type="none")
+    service.upgrade(scaling__type="none", scaling__maxReplicas=1)
 
 
 def test_exposure_can_be_taken_away_and_given_back(service: Namespace) -> None:

@@ -111,8 +111,9 @@ def test_an_image_without_a_release_says_so(namespace: Namespace, releases: Rele
     """What `helm install` of a server image that holds none comes to: the pod's own sentence."""
     if os.environ.get("CLUSTER_IMAGE_IS_BAKED"):
         pytest.skip("CLUSTER_IMAGE holds a release")
-    values = {"model": {"source": "image", "uri": ""}, "nameOverride": "empty", "gateway": {"exposed": False}}
-    namespace.helm("install", "empty", str(ROOT / "helm" / "pneumonia"), "-f", str(namespace.values("", values)))
+    repository, _, tag = os.environ["CLUSTER_IMAGE"].rpartition(":")
+    image = [f"--set=image.repository={repository}", f"--set=image.tag={tag}", "--set=resources.requests.cpu=100m"]
+    namespace.helm("install", "empty", str(ROOT / "helm" / "pneumonia"), *image)
     end = time.monotonic() + LIMIT_S
     said = ""
     while "no release" not in said and time.monotonic() < end:

@@ -63,7 +63,7 @@ def test_versions_are_pinned_and_in_the_documents() -> None:
     matrix = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
     for name in ("kserve", "gateway-api", "pipelines", "trainer"):
         resources = yaml.safe_load((MANIFESTS / "bases" / name / "kustomization.yaml").read_text("utf-8"))["resources"]
-        (url,) = [item for item in resources if item.startswith("https://")]
+        url = next(item for item in resources if item.startswith("https://"))
         assert re.search(r"v?\d+\.\d+\.\d+", url)[0] in matrix, url  # type: ignore[index]
 
 
