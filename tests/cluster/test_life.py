@@ -20,7 +20,8 @@ from tests.cluster.asking import Asking, ask
 from tests.cluster.commands import block, here
 from tests.cluster.conftest import NAME, Namespace, Releases, eventually
 
-SOAK = ("--soak", "5", "--timeout", "120")
+# What else runs on the nodes must not decide a test that is not about speed.
+SOAK = ("--soak", "5", "--timeout", "120", "--max-slowdown", "10")
 KILLS = int(os.environ.get("CLUSTER_KILLS", "10"))
 IMAGE = xray(1)
 
@@ -56,6 +57,11 @@ def nothing_fails(service: Namespace, gateway: bool = True) -> Iterator[tuple[As
         assert not asking.failures, f"{name}: {asking.said()}"
 
 
+def other(service: Namespace, releases: Releases) -> int:
+    """The release that is not served."""
+    return 1 - releases.uris.index(service.stable())
+
+
 def promoted(service: Namespace, releases: Releases, which: int) -> None:
     """Served, with no canary left, whatever the road."""
     spec = service.get("inferenceservice", NAME)["spec"]
@@ -76,35 +82,39 @@ def test_helm_test_passes_with_logs_and_twice(service: Namespace) -> None:
 
 
 def test_a_promotion_costs_no_request(service: Namespace, releases: Releases) -> None:
+    which = other(service, releases)
     with nothing_fails(service) as (through, inside):
         time.sleep(3)
-        service.model(*releases.promote(1, *SOAK))
+        service.model(*releases.promote(which, *SOAK))
         time.sleep(3)
-    promoted(service, releases, 1)
+    promoted(service, releases, which)
     models = [bundle.model_id for bundle in releases.world.bundles]
     assert set(through.models) == set(inside.models) == set(models)
 
 
 def test_a_rollback_costs_no_request(service: Namespace, releases: Releases) -> None:
+    which = other(service, releases)
     with nothing_fails(service):
         service.model("rollback")
         time.sleep(3)
-    promoted(service, releases, 0)
+    promoted(service, releases, which)
 
 
 def test_an_upgrade_after_a_promotion_keeps_it(service: Namespace, releases: Releases) -> None:
+    which = other(service, releases)
     with nothing_fails(service):
-        service.model(*releases.promote(1, *SOAK))
+        service.model(*releases.promote(which, *SOAK))
         service.upgrade(podAnnotations__changed="after")
         time.sleep(3)
-    promoted(service, releases, 1)
+    promoted(service, releases, which)
     (pod,) = running(service)
     assert pod["metadata"]["annotations"]["changed"] == "after"
 
 
 def test_an_upgrade_during_a_canary_leaves_it(service: Namespace, releases: Releases) -> None:
+    which = other(service, releases)
     with nothing_fails(service):
-        command = service.pneumoctl(*releases.promote(0, "--soak", "40", "--timeout", "120"))
+        command = service.pneumoctl(*releases.promote(which, *SOAK, "--soak", "40"))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         for line in process.stderr:
@@ -116,7 +126,7 @@ def test_an_upgrade_during_a_canary_leaves_it(service: Namespace, releases: Rele
         rest = process.stderr.read()
         assert process.wait(240) == 0, rest
         time.sleep(3)
-    promoted(service, releases, 0)
+    promoted(service, releases, which)
 
 
 def running(service: Namespace) -> list[dict[str, object]]:
@@ -126,31 +136,34 @@ def running(service: Namespace) -> list[dict[str, object]]:
 
 
 def test_scaling_and_a_promotion_of_two_pods(service: Namespace, releases: Releases) -> None:
+    which = other(service, releases)
     with nothing_fails(service):
         service.upgrade(scaling__minReplicas=2, scaling__maxReplicas=2)
         eventually(lambda: len(running(service)) == 2, "two pods")
-        service.model(*releases.promote(1, *SOAK))
+        service.model(*releases.promote(which, *SOAK))
         time.sleep(3)
-    promoted(service, releases, 1)
+    promoted(service, releases, which)
     assert len(running(service)) == 2
 
 
 def test_pods_that_are_deleted_one_by_one_take_no_request_with_them(service: Namespace, releases: Releases) -> None:
+    which = 1 - other(service, releases)
     with nothing_fails(service):
         for pod in running(service):
             service.kubectl("delete", "pod", pod["metadata"]["name"])  # type: ignore[index]
             service.ready()
         time.sleep(3)
-    promoted(service, releases, 1)
+    promoted(service, releases, which)
 
 
 def test_scalers_of_predictors_that_are_gone_go(service: Namespace, releases: Releases) -> None:
     service.upgrade(scaling__type="hpa", scaling__minReplicas=1)
     eventually(lambda: len(service.get("hpa")) == 1, "a scaler")
+    which = other(service, releases)
     with nothing_fails(service):
-        service.model(*releases.promote(0, *SOAK))
+        service.model(*releases.promote(which, *SOAK))
         time.sleep(3)
-    promoted(service, releases, 0)
+    promoted(service, releases, which)
     predictor = service.get("inferenceservice", NAME)["spec"]["predictor"]["name"]
     assert [item["metadata"]["name"] for item in service.get("hpa")] == [f"{NAME}-{predictor}-predictor"]
     service.upgrade(scaling__type="none", scaling__maxReplicas=1)
@@ -180,9 +193,9 @@ def test_exposure_can_be_taken_away_and_given_back(service: Namespace) -> None:
 @pytest.mark.parametrize("place", range(1, KILLS + 1))
 def test_a_promotion_that_is_killed_is_ended_by_the_next(service: Namespace, releases: Releases, place: int) -> None:
     """SIGKILL after so many lines of progress; the next run ends with the wanted release."""
-    which = 1 if service.stable() == releases.uris[0] else 0
+    which = other(service, releases)
     with nothing_fails(service):
-        command = service.pneumoctl(*releases.promote(which, "--soak", "2", "--timeout", "120"))
+        command = service.pneumoctl(*releases.promote(which, *SOAK))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         for number, line in enumerate(process.stderr, 1):
@@ -192,7 +205,7 @@ def test_a_promotion_that_is_killed_is_ended_by_the_next(service: Namespace, rel
                 break
         process.stderr.close()
         assert process.wait(60) == -signal.SIGKILL
-        service.model(*releases.promote(which, "--soak", "2", "--timeout", "120"))
+        service.model(*releases.promote(which, *SOAK))
         time.sleep(2)
     promoted(service, releases, which)
 

@@ -94,6 +94,7 @@ def promote(
     strategy: str = typer.Option("auto", help="canary shares traffic, shadow does not, auto: what the cluster can."),
     percent: int = typer.Option(10, help="The canary's share of the traffic before it is promoted, 1 to 99."),
     soak: float = typer.Option(300.0, min=0, help="Seconds that it has this share."),
+    max_slowdown: float = typer.Option(1.25, min=1, help="Refuse it where its p95 is more than so many times the old."),
     timeout: float = _TIMEOUT,
     managed_by: str = typer.Option("deploy", help="As model.managedBy of the chart; values writes values files."),
     values_dir: Path | None = typer.Option(None, help="Folder for these files."),
@@ -111,7 +112,8 @@ def promote(
     result = deploy(
         release, bundle or default_bundle(), images, service=service, namespace=namespace, managed_by=managed_by,
         values_dir=values_dir, cluster=None if managed_by == "values" else KubernetesCluster(context),
-        strategy=strategy, percent=percent, soak_s=soak, timeout_s=timeout, tracking_uri=tracking_uri,
+        strategy=strategy, percent=percent, soak_s=soak, timeout_s=timeout, max_slowdown=max_slowdown,
+        tracking_uri=tracking_uri,
         registered_model=registered_model,
     )  # fmt: skip
     print(json.dumps(result.to_json(), indent=2))
