@@ -2,7 +2,7 @@
 
 Read in KServe's sources of August 2026 (inference_service_validation.go, components/predictor.go,
 ingress/httproute_reconciler.go); `tests/rollout/test_fake_cluster.py` says each of them as a test, and
-`test_recordings.py` holds the shapes of its objects against those of a real cluster.
+`test_kserve_recordings.py` holds the shapes of its objects against those of a real cluster.
 """
 
 from __future__ import annotations
