@@ -157,7 +157,7 @@ def test_pods_that_are_deleted_one_by_one_take_no_request_with_them(service: Nam
 
 
 def test_scalers_of_predictors_that_are_gone_go(service: Namespace, releases: Releases) -> None:
-    service.upgrade(scaling__type="hpa", scaling__minReplicas=1)
+    service.upgrade(scaling__type="hpa", scaling__minReplicas=1, scaling__maxReplicas=2)
     eventually(lambda: len(service.get("hpa")) == 1, "a scaler")
     which = other(service, releases)
     with nothing_fails(service):
