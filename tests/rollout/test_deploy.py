@@ -16,7 +16,7 @@ from pneumonia.core.prediction import Prediction
 from pneumonia.errors import DataError, DeployRefused, MissingPrerequisite, ServerUnavailable, UsageError
 from pneumonia.inference.predictor import Predictor
 from pneumonia.rollout import checks
-from pneumonia.rollout.deploy import DeployResult, Plan, _Deployment, deploy, rollback
+from pneumonia.rollout.deploy import DeployResult, Plan, _backend_of, _Deployment, deploy, rollback
 from pneumonia.rollout.rollout import Rollout
 from pneumonia.rollout.service import Service, Variant
 from tests.rollout.clusters import NAMESPACE, RULES, SERVICE, World, make_world, spec_of
@@ -246,6 +246,17 @@ def test_answers_may_differ_as_far_as_the_served_form_was_shown_to(world: World)
     assert reasons(quantized, 0.0022) == []
     assert any("from the bundle's probe" in reason for reason in reasons(quantized, 0.01))
     assert any("from the bundle's probe" in reason for reason in reasons(new, 0.0022))
+
+
+def test_a_form_that_is_not_served_loosens_nothing(world: World) -> None:
+    """INT8 or an engine in the bundle is no leave for a server that computes in float32."""
+    parity = {"onnx": {"max_gap": 1e-6}, "int8": {"max_gap": 0.002}, "tensorrt": {"max_gap": 0.01}}
+    new = world.bundles[1]
+    bundle = replace(new, manifest=replace(new.manifest, metrics={"parity": parity}))
+    allowed = {name: checks.allowed_gap(bundle, name) - 1e-3 for name in ("python", "onnxruntime", "tensorrt", None)}
+    assert allowed == pytest.approx({"python": 0.002, "onnxruntime": 1e-6, "tensorrt": 0.01, None: 0.01})
+    assert _backend_of(str(world.releases[1])) == "python"
+    assert _backend_of("pvc://claim/releases/" + "0" * 64) is None
 
 
 def test_a_canary_that_does_not_start_is_removed_with_its_pods_reasons(world: World) -> None:

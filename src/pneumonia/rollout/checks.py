@@ -80,10 +80,18 @@ def load_probe(bundle: Bundle, images: Path) -> list[ProbeImage]:
     return probe
 
 
-def allowed_gap(bundle: Bundle) -> float:
-    """How far served answers may be from the probe: float32's rounding, beside what the bundle's other forms were shown
-    to differ by when they were made. The server may run INT8 or an FP16 engine; the gate of their parity has passed."""
-    forms = bundle.manifest.metrics.get("parity", {}).values()
+SERVED_FORMS = {"python": ("onnx", "int8"), "onnxruntime": ("onnx",), "tensorrt": ("tensorrt",)}
+"""Forms of the model, as parity names them, that a release of each backend may answer with."""
+
+
+def allowed_gap(bundle: Bundle, backend: str | None = None) -> float:
+    """How far served answers may be from the probe: float32's rounding, beside what the forms that the release's
+    backend serves were shown to differ by when they were made; their gate of parity they have passed.
+
+    backend: None where it is not known; then the loosest of all forms counts.
+    """
+    parity = bundle.manifest.metrics.get("parity", {})
+    forms = [form for name, form in parity.items() if backend is None or name in SERVED_FORMS.get(backend, (name,))]
     return MAX_PROBABILITY_GAP + max((float(form["max_gap"]) for form in forms), default=0.0)
 
 
@@ -93,12 +101,13 @@ def check_answers(
     bundle: Bundle,
     max_gap: float | None = None,
     min_accuracy: float = MIN_ACCURACY,
+    backend: str | None = None,
 ) -> Findings:
     """Ask the server itself: is it this bundle, does it answer as in the test, is it right about labelled images?
 
-    max_gap: None for allowed_gap(bundle).
+    max_gap: None for allowed_gap(bundle, backend).
     """
-    findings, max_gap = Findings(), allowed_gap(bundle) if max_gap is None else max_gap
+    findings, max_gap = Findings(), allowed_gap(bundle, backend) if max_gap is None else max_gap
     try:
         answers = predictor.predict([image.data for image in probe])
     except PneumoniaError as error:

@@ -15,11 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
-from pneumonia.errors import DeployRefused, MissingPrerequisite, UsageError
+from pneumonia.errors import DeployRefused, MissingPrerequisite, PneumoniaError, UsageError
 from pneumonia.files import write_text
 from pneumonia.kubernetes import Cluster, KubernetesCluster
 from pneumonia.release import registry
+from pneumonia.release.stores import open_store
+from pneumonia.release_manifest import release_name_of
 from pneumonia.rollout import checks
 from pneumonia.rollout.checks import ProbeImage
 from pneumonia.rollout.rollout import PATIENCE_S, SETTLE_S, Connect, NotReady, Rollout, connect_http, gone
@@ -200,7 +203,8 @@ class _Deployment:
         self.rollout.say(f"asking canary {variant.name} about {len(self.probe)} labelled images")
         rules, stable = self.rules, self.rollout.read().stable
         canary = self.rollout.predictor(variant.name)
-        answers = checks.check_answers(canary, self.probe, self.bundle, rules.max_gap, rules.min_accuracy)
+        backend = _backend_of(self.result.uri)
+        answers = checks.check_answers(canary, self.probe, self.bundle, rules.max_gap, rules.min_accuracy, backend)
         self.result.figures.update(answers.figures)
         if answers.reasons:
             return answers.reasons
@@ -303,6 +307,16 @@ def promote(rollout: Rollout, variant: Variant) -> None:
         # The patch is done and right; what follows is KServe's work.
         rollout.changes.append(f"KServe has not finished: {error}")
         rollout.say(rollout.changes[-1])
+
+
+def _backend_of(uri: str) -> str | None:
+    """The backend that a release was published for; None where it cannot be read from here, as on a volume."""
+    root = uri.rpartition(f"/{contract.RELEASES_DIR}/")[0]
+    try:
+        manifest = open_store(root).manifest(release_name_of(uri))
+    except PneumoniaError:
+        return None
+    return str(manifest["backend"]) if manifest and "backend" in manifest else None
 
 
 def _taking_over(canary: Canary) -> bool:
