@@ -1,4 +1,4 @@
-"""The one-method seam to a Kubernetes API server, and the paths below it that releases need."""
+"""The one door to a Kubernetes API server, and the paths behind it that releases and training jobs need."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _ATTEMPTS = 4
 
 _ROOTS = {
     "inferenceservices": "/apis/serving.kserve.io/v1beta1",
+    "trainjobs": "/apis/trainer.kubeflow.org/v1alpha1",
     "servingruntimes": "/apis/serving.kserve.io/v1alpha1",
     "deployments": "/apis/apps/v1",
     "horizontalpodautoscalers": "/apis/autoscaling/v2",
@@ -54,13 +55,21 @@ class Cluster(Protocol):
 
 
 class KubernetesCluster:
-    """Through the `kubernetes` client: a pod's own account, or the kubeconfig ($KUBECONFIG) of whoever calls."""
+    """Through the `kubernetes` client: a pod's own account, or the kubeconfig ($KUBECONFIG) of whoever calls.
 
-    def __init__(self, context: str | None = None) -> None:
+    api: a kubernetes.client.ApiClient that is set up already. attempts: for what only reads, where the server is busy.
+    """
+
+    def __init__(self, context: str | None = None, *, api: Any = None, attempts: int | None = None) -> None:
         try:
             from kubernetes import client, config
         except ImportError as error:
             raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[pipelines]'") from error
+        self._api_exception = client.ApiException
+        self._attempts = _ATTEMPTS if attempts is None else attempts
+        if api is not None:
+            self._api = api
+            return
         try:
             given = os.environ.get("KUBECONFIG")
             if given is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
@@ -73,36 +82,44 @@ class KubernetesCluster:
                 "has, or run in a pod"
             ) from error
         self._api = client.ApiClient()
-        self._api_exception = client.ApiException
 
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """See `Cluster`. What only reads is tried again where the server is busy."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, self._attempts + 1):
             try:
                 return self._once(method, path, body, query)
             except (ApiError, ServerUnavailable) as error:
                 passing = isinstance(error, ServerUnavailable) or error.status in _RETRIED
-                if method != "GET" or not passing or attempt == _ATTEMPTS:
+                if method != "GET" or not passing or attempt == self._attempts:
                     raise
             time.sleep(2**attempt / 4)
         raise AssertionError("unreachable")
 
+    def text(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """What is not JSON, such as a container's log. Raises as `request` does."""
+        return str(self._call("GET", path, None, query, "str"))
+
     def _once(
         self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, str] | None
     ) -> dict[str, Any]:
+        return dict(self._call(method, path, body, query, "object"))
+
+    def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, str] | None, answer: str
+    ) -> Any:
         import urllib3
 
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:
-            answer = self._api.call_api(
+            return self._api.call_api(
                 path,
                 method,
                 query_params=list((query or {}).items()),
-                header_params={"Accept": "application/json", "Content-Type": kind},
+                header_params={"Accept": "application/json" if answer == "object" else "*/*", "Content-Type": kind},
                 body=body,
-                response_type="object",
+                response_type=answer,
                 auth_settings=["BearerToken"],
                 _return_http_data_only=True,
                 _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
@@ -114,7 +131,6 @@ class KubernetesCluster:
                 f"no answer from the cluster at {self._api.configuration.host} ({error}); check KUBECONFIG and the "
                 "network"
             ) from error
-        return dict(answer)
 
 
 def _api_error(status: int, body: str | bytes) -> ApiError:
@@ -126,6 +142,11 @@ def _api_error(status: int, body: str | bytes) -> ApiError:
     except (ValueError, TypeError, KeyError):
         return ApiError(status, " ".join(text.split())[:300] or "no reason given", kind_known=status != 404)
     return ApiError(status, " ".join(message.split()), kind_known=status != 404 or bool(details.get("name")))
+
+
+def path_of(kind: str, namespace: str, name: str = "") -> str:
+    """Where the API has objects of a kind, or one of them."""
+    return f"{_ROOTS[kind]}/namespaces/{namespace}/{kind}{'/' if name else ''}{name}"
 
 
 class Namespace:
@@ -183,7 +204,7 @@ class Namespace:
                 raise self.explain(error, "delete", kind, name) from error
 
     def _path(self, kind: str, name: str = "") -> str:
-        return f"{_ROOTS[kind]}/namespaces/{self.name}/{kind}{'/' if name else ''}{name}"
+        return path_of(kind, self.name, name)
 
     def explain(self, error: ApiError, verb: str, kind: str, name: str) -> PneumoniaError:
         """The library's own error for a refusal, with what to do about it."""

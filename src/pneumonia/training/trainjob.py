@@ -8,7 +8,6 @@ refused; to look at the nodes meanwhile takes this module's own calls again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -22,7 +21,8 @@ from typing import Any
 from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle, open_bundle
 from pneumonia.core.signals import terminate_as_interrupt
-from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, ServerUnavailable
+from pneumonia.errors import MissingPrerequisite, PneumoniaError, ServerUnavailable
+from pneumonia.kubernetes import ApiError, KubernetesCluster, path_of
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUNTIME = "torch-distributed"
@@ -35,7 +35,6 @@ GPU = "nvidia.com/gpu"
 POLL_S = 5.0
 SIGNALLED = 128
 """Exit codes from here on are of processes that a signal ended."""
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 60.0
 UNREACHABLE_FOR_S = 300.0
 """How long the API server may stay away before the job counts as lost."""
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -127,7 +126,8 @@ def train_on_cluster(
     """
     name = f"pneumonia-train-{uuid.uuid4().hex[:8]}"
     folder = workspace / name
-    jobs = _Jobs(api or _in_cluster(), namespace or _own_namespace())
+    # One attempt: whoever follows a job asks again by itself, and says so.
+    jobs = _Jobs(KubernetesCluster(api=api, attempts=1), namespace or _own_namespace())
     with terminate_as_interrupt():
         try:
             shutil.copytree(prepared, folder / "prepared")
@@ -218,26 +218,22 @@ class _Log:
 
 
 class _Jobs:
-    """TrainJobs of one namespace through the Kubernetes API."""
+    """TrainJobs of one namespace."""
 
-    def __init__(self, api: Any, namespace: str) -> None:
-        from kubernetes import client
-
+    def __init__(self, cluster: KubernetesCluster, namespace: str) -> None:
+        self.cluster = cluster
         self.namespace = namespace
-        self.objects, self.core = client.CustomObjectsApi(api), client.CoreV1Api(api)
-        self.place = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": PLURAL}
-        self.timeout = {"_request_timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)}
 
     def create(self, job: Mapping[str, Any]) -> None:
         """A new job."""
         with self._explained("create TrainJob"):
-            self.objects.create_namespaced_custom_object(**self.place, body=job, **self.timeout)
+            self.cluster.request("POST", path_of(PLURAL, self.namespace), job)
         print(f"train: TrainJob {job['metadata']['name']} in namespace {self.namespace}", file=sys.stderr, flush=True)
 
     def get(self, name: str) -> dict[str, Any]:
         """The job. Raises PneumoniaError where it is gone."""
         with self._explained("get TrainJob", gone=f"TrainJob {name} was deleted while it ran"):
-            return dict(self.objects.get_namespaced_custom_object(**self.place, name=name, **self.timeout))
+            return self.cluster.request("GET", path_of(PLURAL, self.namespace, name))
 
     def refusal(self, name: str) -> str | None:
         """What ended by itself with an exit code on one of the job's nodes; None where nothing did.
@@ -247,95 +243,68 @@ class _Jobs:
         """
         try:
             with self._explained("look at the pods of TrainJob", gone=f"the pods of TrainJob {name} are gone"):
-                selector = f"{JOB_LABEL}={name}"
-                pods = self.core.list_namespaced_pod(self.namespace, label_selector=selector, **self.timeout).items
+                pods = self._pods(f"{JOB_LABEL}={name}")
         except PneumoniaError as error:
             print(f"train: {error}; asking again", file=sys.stderr, flush=True)
             return None
         for pod in pods:
-            for status in pod.status.container_statuses or ():
-                for state in (status.state, status.last_state):
-                    ended = state.terminated if state else None
-                    if ended and 0 < ended.exit_code < SIGNALLED:
-                        return f"{pod.metadata.name} ended with exit code {ended.exit_code}"
+            for status in pod.get("status", {}).get("containerStatuses", ()):
+                for state in (status.get("state") or {}, status.get("lastState") or {}):
+                    code = (state.get("terminated") or {}).get("exitCode", 0)
+                    if 0 < code < SIGNALLED:
+                        return f"{pod['metadata']['name']} ended with exit code {code}"
         return None
 
     def log(self, name: str, previous: bool = False) -> str:
         """All that the first node has written so far, or had before its restart; empty before it runs."""
-        labels = f"{JOB_LABEL}={name},{INDEX_LABEL}=0"
         with self._explained("read the log of TrainJob", gone=f"the pod of TrainJob {name} is gone"):
-            pods = self.core.list_namespaced_pod(self.namespace, label_selector=labels, **self.timeout).items
-            started = [pod for pod in pods if pod.status.phase in ("Running", "Succeeded", "Failed")]
+            pods = self._pods(f"{JOB_LABEL}={name},{INDEX_LABEL}=0")
+            started = [pod for pod in pods if pod["status"].get("phase") in ("Running", "Succeeded", "Failed")]
             if not started:
                 return ""
-            newest = max(started, key=lambda pod: str(pod.metadata.creation_timestamp))
-            pod, more = (newest.metadata.name, self.namespace), {"previous": True} if previous else {}
-            return str(self.core.read_namespaced_pod_log(*pod, container=NODE, **more, **self.timeout))
+            newest = max(started, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+            path = f"{path_of('pods', self.namespace, newest['metadata']['name'])}/log"
+            return self.cluster.text(path, {"container": NODE} | ({"previous": "true"} if previous else {}))
+
+    def _pods(self, selector: str) -> list[dict[str, Any]]:
+        found = self.cluster.request("GET", path_of("pods", self.namespace), query={"labelSelector": selector})
+        return list(found.get("items", ()))
 
     def delete(self, name: str) -> None:
         """Remove the job with its pods; one that is gone is fine, one that cannot be removed is said."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
+        path = path_of(PLURAL, self.namespace, name)
         try:
-            self.objects.delete_namespaced_custom_object(
-                **self.place, name=name, propagation_policy="Background", **self.timeout
-            )
-        except (ApiException, HTTPError) as error:
-            if getattr(error, "status", None) != 404:
-                print(f"train: delete TrainJob {name} by hand, it could not be ({_one_line(error)})", file=sys.stderr)
+            self.cluster.request("DELETE", path, query={"propagationPolicy": "Background"})
+        except (ApiError, ServerUnavailable) as error:
+            if not (isinstance(error, ApiError) and error.status == 404):
+                print(f"train: delete TrainJob {name} by hand, it could not be ({error})", file=sys.stderr)
 
     @contextlib.contextmanager
     def _explained(self, what: str, gone: str | None = None) -> Iterator[None]:
         """The API's refusals as errors that say what to do. gone: message of a 404, which else means no such kind."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
         try:
             yield
-        except ApiException as error:
+        except ServerUnavailable as error:
+            raise ServerUnavailable(f"{what}: {error}") from error
+        except ApiError as error:
+            said = f"{error.status} {error}"[:400]
             if error.status == 404 and gone:
                 raise PneumoniaError(gone) from error
             if error.status in (429, 500, 502, 503, 504):
-                raise ServerUnavailable(f"{what}: the cluster is busy ({_one_line(error)})") from error
-            if "admission webhook" in str(error.body):
+                raise ServerUnavailable(f"{what}: the cluster is busy ({said})") from error
+            if "admission webhook" in str(error):
                 # Answered with 403, as missing rights are.
                 raise MissingPrerequisite(
-                    f"{what} in namespace {self.namespace}: Kubeflow Trainer refuses it: {_one_line(error)}; it "
-                    f"needs the ClusterTrainingRuntime {RUNTIME}"
+                    f"{what} in namespace {self.namespace}: Kubeflow Trainer refuses it: {said}; it needs the "
+                    f"ClusterTrainingRuntime {RUNTIME}"
                 ) from error
             advice = {
                 403: "let this step's service account create, get and delete trainjobs and read pods and their logs",
                 404: "install Kubeflow Trainer 2",
             }.get(error.status, "check that Kubeflow Trainer's CRDs and controller are of one version")
             raise MissingPrerequisite(
-                f"{what} in namespace {self.namespace}: the cluster answers {_one_line(error)}; {advice}"
+                f"{what} in namespace {self.namespace}: the cluster answers {said}; {advice}"
             ) from error
-        except HTTPError as error:
-            raise ServerUnavailable(f"{what}: no answer from the cluster ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    """Status and message of an API error, without headers."""
-    body = getattr(error, "body", None)
-    try:
-        said = json.loads(body)["message"] if body else getattr(error, "reason", None) or str(error)
-    except (ValueError, KeyError, TypeError):
-        said = body
-    return " ".join(f"{getattr(error, 'status', '') or ''} {said}".split())[:400]
-
-
-def _in_cluster() -> Any:
-    """A client with this pod's account, or that of the kubeconfig."""
-    try:
-        from kubernetes import client, config
-    except ImportError as error:
-        raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[pipelines]'") from error
-    try:
-        config.load_config()
-    except (config.ConfigException, OSError) as error:
-        raise MissingPrerequisite(f"no cluster to train on ({error}); set KUBECONFIG, or run in a pod") from error
-    return client.ApiClient()
 
 
 def _owned_by_this_pod() -> dict[str, Any]:
