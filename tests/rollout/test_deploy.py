@@ -305,6 +305,25 @@ def test_a_node_that_an_autoscaler_adds_is_waited_for(world: World) -> None:
     assert roll_out(world, cluster).outcome == "promoted" and cluster.now > 100
 
 
+def test_an_upgrade_while_a_canary_has_its_share_does_not_count_as_its_end(world: World) -> None:
+    """The chart changes the pods' template; Kubernetes has not looked at it yet, and then makes a new pod first."""
+    cluster, seen = world.cluster(), []
+    request = cluster.request
+
+    def upgrade(method: str, path: str, *rest: Any, **named: Any) -> dict[str, Any]:
+        answer = request(method, path, *rest, **named)
+        spec = spec_of(cluster)
+        shared = bool(spec.get("canary")) and spec["canary"][0]["trafficPercent"] == 10
+        if shared and "/deployments/pneumonia-r" in path and len(seen) < 20:
+            seen.append(path)
+            if len(seen) > 2:
+                answer["metadata"]["generation"] += 1
+        return answer
+
+    cluster.request = upgrade  # type: ignore[method-assign]
+    assert roll_out(world, cluster, soak_s=0.2).outcome == "promoted" and len(seen) == 20
+
+
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_a_canary_that_fails_with_its_share_gives_it_back_first(world: World, replicas: int) -> None:
     old = str(world.releases[0])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from pneumonia.release.stores import open_store
 from pneumonia.release_manifest import release_name_of
 from pneumonia.rollout import checks
 from pneumonia.rollout.checks import ProbeImage
-from pneumonia.rollout.rollout import PATIENCE_S, SETTLE_S, Connect, NotReady, Rollout, connect_http, gone
+from pneumonia.rollout.rollout import PATIENCE_S, SETTLE_S, Connect, Hopeless, NotReady, Rollout, connect_http, gone
 from pneumonia.rollout.service import Canary, Variant, canary_values, promotion_values, returning, variant_of
 
 STRATEGIES = ("auto", "canary", "shadow")
 MANAGED_BY = ("deploy", "values")
+REPLACED_S = 10.0
+"""How long a canary that is tested may have no pod of its newest form, without a crash."""
 NO_SPLIT = (
     "no HTTPRoute shares this service's traffic, so the canary is tested at 0 % and then replaces the stable "
     "predictor; no traffic is split"
@@ -250,9 +253,19 @@ class _Deployment:
         ends = time.monotonic() + self.rules.soak_s
         self.rollout.say(f"canary {variant.name} answers {percent} % for {self.rules.soak_s:g} s")
         while time.monotonic() < ends:
-            if missing := self.rollout.workload_ready(self.rollout.read(), variant.name, 1):
+            if missing := self._down(variant):
+                try:
+                    # An upgrade of the chart replaces its pod, the new one first; for a moment none counts as updated.
+                    if not isinstance(missing, Hopeless):
+                        self.rollout.until(partial(self._down, variant), f"canary {variant.name}", REPLACED_S)
+                        continue
+                except NotReady as error:
+                    missing = str(error)
                 raise NotReady(f"canary {variant.name} went down at {percent} %: {missing}")
             time.sleep(min(self.rules.poll_s, max(0.0, ends - time.monotonic())))
+
+    def _down(self, variant: Variant) -> str | None:
+        return self.rollout.workload_ready(self.rollout.read(), variant.name, 1)
 
     def _refused(self, reasons: list[str]) -> None:
         self.result.outcome, self.result.reasons = "refused", reasons
