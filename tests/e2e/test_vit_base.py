@@ -40,6 +40,8 @@ def test_a_full_size_vit_trains_from_a_local_folder(prepared: PreparedData, tmp_
     moved = [name for name, value in trained.named_parameters() if name in own and own[name].shape == value.shape
              and not torch.equal(own[name], value)]  # fmt: skip
     assert len(moved) > 100
-    gap = max((own[name] - dict(trained.named_parameters())[name]).abs().max().item() for name in moved)
+    # The statistics that the checkpoint was trained with are folded into its first layer, which is another one then.
+    same = [name for name in moved if "patch_embeddings.projection" not in name]
+    gap = max((own[name] - dict(trained.named_parameters())[name]).abs().max().item() for name in same)
     assert gap < 1e-3
     assert 0 < open_bundle(bundle.path).manifest.threshold < 1
