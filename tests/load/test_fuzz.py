@@ -27,8 +27,9 @@ READ = ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metr
 WRITE = [INFER, *(f"/v2/models/{m}/{end}" for m in MODELS for end in ("infer", "generate", "generate_stream"))]
 CLOSED = ["/v2/repository/index", "/v2/logging", "/v2/trace/setting", "/v2/systemsharedmemory/region/a/register",
           f"/v2/repository/models/{contract.ENSEMBLE}/unload"]  # fmt: skip
-# Not 4294967296: a shape that announces more memory than the machine lends ends this Triton (docs/serving.md).
-NUMBERS = [b"-1", b"0", b"1e308", b"9223372036854775807", b"18446744073709551616", b"16777216", b"null"]
+# Not 4294967296 or 9223372036854775807: a shape that announces more memory than the machine lends ends this Triton
+# (docs/serving.md).
+NUMBERS = [b"-1", b"0", b"1e308", b"18446744073709551616", b"16777216", b"null"]
 METHODS = ["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer", "ModelConfig",
            "ModelStatistics", "RepositoryIndex", "SystemSharedMemoryRegister", "TraceSetting"]  # fmt: skip
 
