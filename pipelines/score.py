@@ -8,7 +8,7 @@ from kfp import compiler, dsl, kubernetes
 # Running this file puts pipelines/ on the path; the components lie beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from components.cluster import with_retries
+from components.cluster import SMALL, with_resources
 from components.list_shards.component import list_shards
 from components.merge_scores.component import merge_scores
 from components.notify.component import notify
@@ -16,6 +16,8 @@ from components.score_shard.component import score_shard
 from pneumonia import __version__
 
 VOLUME = "/images"
+SHARD = ("1", "4", "1Gi", "4Gi")
+"""CPU and memory of a shard: request and limit of each."""
 
 
 @dsl.pipeline(name="pneumonia-score", description="A table of answers for many X-rays, scored in shards side by side.")
@@ -43,18 +45,18 @@ def score_pipeline(
     said = notify(url=notify_url, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **version).set_caching_options(
         enable_caching=False
     )
+    with_resources(said, *SMALL)
     with dsl.ExitHandler(said, name="run"):
         listed = list_shards(images=images, shards=shards, **version).set_caching_options(enable_caching=False)
-        kubernetes.mount_pvc(listed, images_volume, VOLUME)
+        kubernetes.mount_pvc(with_resources(listed, *SMALL), images_volume, VOLUME)
         with dsl.ParallelFor(listed.outputs["Output"], name="shards") as shard:
             # The cache cannot see whether images or model at these paths have changed.
             scored = score_shard(
                 shard=shard, bundle=bundle, server=server, lists=listed.outputs["lists"], **version
             ).set_caching_options(enable_caching=False)
-            kubernetes.mount_pvc(with_retries(scored, 2), images_volume, VOLUME)
-        merge_scores(shards=dsl.Collected(scored.outputs["scores"]), **version).set_caching_options(
-            enable_caching=False
-        )
+            kubernetes.mount_pvc(with_resources(scored, *SHARD), images_volume, VOLUME)
+        merged = merge_scores(shards=dsl.Collected(scored.outputs["scores"]), **version)
+        with_resources(merged, *SMALL).set_caching_options(enable_caching=False)
 
 
 if __name__ == "__main__":

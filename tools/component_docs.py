@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -25,8 +26,7 @@ def readme(component: Any) -> str:
     """One component's page. Raises SystemExit for an input or output without a meaning in the docstring."""
     doc, spec = docstring_parser.parse(component.python_func.__doc__), component.component_spec
     meanings = {item.arg_name: " ".join((item.description or "").split()) for item in doc.params}
-    if doc.returns:
-        meanings["Output"] = " ".join((doc.returns.description or "").split())
+    meanings |= _returned(inspect.cleandoc(component.python_func.__doc__), spec.outputs or {})
     name = component.python_func.__name__
     lines = [f"# {name}", "", NOTE, "", f"{doc.short_description}", ""]
     if doc.long_description:
@@ -38,6 +38,19 @@ def readme(component: Any) -> str:
                 raise SystemExit(f"components/{name}/component.py: {key} has no meaning; write it under Args")
             lines.append(f"| {direction} | `{key}` | {_type(str(item.type))} | {_cell(meanings[key])} |")
     return "\n".join(lines) + "\n"
+
+
+def _returned(doc: str, outputs: Any) -> dict[str, str]:
+    """What the section Returns says: of each output by name, or, without names, of the one called Output."""
+    lines = doc.partition("Returns:\n")[2].splitlines()
+    found: dict[str, str] = {}
+    name = "Output"
+    for line in lines:
+        label, colon, rest = line.strip().partition(": ")
+        if colon and label in outputs:
+            name, line = label, rest
+        found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
 
 
 def _cell(text: str) -> str:

@@ -17,9 +17,11 @@ def confirm(library_version: str, deployed: Input[Artifact]):
         library_version: version of `pneumonia` that the pipeline was compiled for.
         deployed: from deploy.
     """
-    from pneumonia.pipelines.step import confirm_deployed, step
+    from pneumonia.pipelines.step import step
 
     with step("confirm", library_version):
         from pathlib import Path
+
+        from pneumonia.pipelines.tasks import confirm_deployed
 
         confirm_deployed(Path(deployed.path))

@@ -8,11 +8,11 @@ from components.image import STEP_IMAGE
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
 def deploy(
-    settings: list[str],
     library_version: str,
     namespace: str,
     inference_service: str,
     canary_percent: int,
+    settings: Input[Artifact],
     release: Input[Artifact],
     bundle: Input[Model],
     fetched: Input[Dataset],
@@ -26,20 +26,22 @@ def deploy(
     anywhere. Never cached. Not run on a cluster.
 
     Args:
-        settings: as `fetch` gave them.
         library_version: version of `pneumonia` that the pipeline was compiled for.
         namespace: of the InferenceService.
         inference_service: its name.
         canary_percent: share of the traffic that a tested canary gets before it is promoted.
+        settings: from fetch.
         release: from publish.
         bundle: the bundle of that release, with the probe to test the canary by.
         fetched: from fetch; it holds the probe's images.
         deployed: JSON: what was changed, and what the tests found.
     """
-    from pneumonia.pipelines.step import deploy_release, step
+    from pneumonia.pipelines.step import step
 
     with step("deploy", library_version):
         from pathlib import Path
 
-        given = (Path(release.path), Path(bundle.path), Path(fetched.path))
-        deploy_release(settings, *given, namespace, inference_service, canary_percent, Path(deployed.path))
+        from pneumonia.pipelines.tasks import deploy_release
+
+        given = [Path(item.path) for item in (settings, release, bundle, fetched)]
+        deploy_release(*given, namespace, inference_service, canary_percent, Path(deployed.path))

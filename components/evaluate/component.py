@@ -8,9 +8,9 @@ from components.image import STEP_IMAGE
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
 def evaluate(
-    settings: list[str],
-    data_digest: str,
+    baseline: bool,
     library_version: str,
+    settings: Input[Artifact],
     trained: Input[Model],
     prepared: Input[Dataset],
     evaluation: Output[Artifact],
@@ -20,16 +20,18 @@ def evaluate(
 ):
     """Scores the test split once.
 
-    Fails with 3 where the bundle was trained on other data.
+    With `baseline` a logistic regression on fixed features is fitted and scored too, to compare the model with. Fails
+    with 3 where the bundle was trained on other data; with `baseline` also with 4 where the network of `model.baseline`
+    is neither a folder nor on a hub that answers.
 
     Args:
-        settings: as `fetch` gave them.
-        data_digest: digest of the prepared data; part of the cache key.
+        baseline: whether to fit a logistic regression.
         library_version: version of `pneumonia` that the pipeline was compiled for.
+        settings: from fetch.
         trained: from train.
         prepared: from prepare.
-        evaluation: `metrics.json`, `predictions.csv`, `report.html`, plots and model card.
-        metrics: the test figures, for the user interface.
+        evaluation: `metrics.json`, `predictions.csv`, `report.html`, plots, model card and, if asked, `baseline.json`.
+        metrics: the test figures, for the user interface; those of the baseline as `baseline_...`.
         curves: ROC curve and confusion matrix, for the user interface.
         report: the report, for the user interface.
     """
@@ -39,8 +41,8 @@ def evaluate(
     with step("evaluate", library_version):
         from pathlib import Path
 
-        from pneumonia.config.compose import compose
-        from pneumonia.evaluation.evaluate import evaluate
+        from pneumonia.pipelines.tasks import evaluate_trained
 
-        evaluate(compose(settings), Path(trained.path), Path(prepared.path), Path(evaluation.path))
+        inputs = (Path(settings.path), Path(trained.path), Path(prepared.path))
+        evaluate_trained(*inputs, Path(evaluation.path), baseline)
         show_evaluation(Path(evaluation.path), metrics, curves, Path(report.path))

@@ -1,7 +1,7 @@
-"""Fetch: the source's images, and the settings that every later step composes its configuration from."""
+"""Fetch: the source's images, and the settings that every later step reads."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Output
+from kfp.dsl import Artifact, Dataset, Output
 
 from components.image import STEP_IMAGE
 
@@ -12,74 +12,37 @@ def fetch(
     source: str,
     data_root: str,
     overrides: list[str],
-    recall_target: float,
-    gate_accuracy: float,
-    gate_precision: float,
-    gate_recall: float,
-    gate_f1: float,
-    gate_recall_low: float,
+    gate: dict,
     tracking_uri: str,
-    num_nodes: int,
-    gpus: int,
-    tensorrt: bool,
-    deploy: bool,
-    release_root: str,
-    release_volume: str,
-    backend: str,
+    data_digest: str,
     library_version: str,
+    settings: Output[Artifact],
     fetched: Output[Dataset],
-) -> list[str]:
+):
     """Makes the images of a source available, and turns the pipeline's parameters into the settings of later steps.
 
     Fails with 2 for an unknown key, choice or value; 3 for a folder that is not there or holds no X-rays; 4 where a
-    source needs credentials or a network that are not there, or the model to start from is on no hub that answers.
-    Never cached: what a folder holds is no part of a cache key.
+    source needs credentials or a network that are not there. On a cluster a network that was lost is tried again.
 
     Args:
         experiment: `local`, `smoke`, `vit_base` or `dinov2_small`.
         source: where the images come from, such as `phantom` or `folder`.
         data_root: folder of X-rays for `source=folder`; empty otherwise.
         overrides: configuration, such as `training.num_train_epochs=5`.
-        recall_target: recall that the threshold is chosen for, on validation.
-        gate_accuracy: least test accuracy.
-        gate_precision: least test precision.
-        gate_recall: least test recall.
-        gate_f1: least test F1.
-        gate_recall_low: least lower end of the 95 % interval of test recall.
-        tracking_uri: MLflow server; `local` for a file, `null` for none.
-        num_nodes: nodes to train on.
-        gpus: GPUs of each of them; 0 trains on the CPU of one.
-        tensorrt: whether an engine will be built. These five are only checked, before hours of work.
-        deploy: whether the release will be brought to KServe.
-        release_root: where it will be published.
-        release_volume: PersistentVolumeClaim for it, instead.
-        backend: Triton backend that will run the model.
+        gate: least test figures in place of the experiment's, such as `{"recall": 0.95}`.
+        tracking_uri: MLflow server, `null` for none; empty for what the experiment says.
+        data_digest: from check; part of the cache key, which does not see what a folder holds.
         library_version: version of `pneumonia` that the pipeline was compiled for.
-        fetched: `source.json`, and the images where the source makes them.
-
-    Returns:
-        The settings.
+        settings: `settings.yaml`: the whole configuration, resolved.
+        fetched: one tar archive of `source.json` and, where the source makes them, the images.
     """
-    from pneumonia.pipelines.step import check_release, fetch_images, settings_of, step
+    from pneumonia.pipelines.step import step
 
     with step("fetch", library_version):
         from pathlib import Path
 
-        check_release(backend, tensorrt, deploy, release_root, release_volume)
-        settings = settings_of(
-            experiment,
-            source,
-            data_root,
-            overrides,
-            recall_target=recall_target,
-            gate_accuracy=gate_accuracy,
-            gate_precision=gate_precision,
-            gate_recall=gate_recall,
-            gate_f1=gate_f1,
-            gate_recall_low=gate_recall_low,
-            tracking_uri=tracking_uri,
-            num_nodes=num_nodes,
-            gpus=gpus,
-        )
-        fetch_images(settings, Path(fetched.path))
-    return settings
+        from pneumonia.pipelines.settings import overrides_of
+        from pneumonia.pipelines.tasks import fetch_images
+
+        said = overrides_of(experiment, source, data_root, overrides, gate, tracking_uri)
+        fetch_images(said, Path(settings.path), Path(fetched.path))

@@ -1,35 +1,36 @@
 """Prepare: decoded pixels, patients and the split."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Output
+from kfp.dsl import Artifact, Dataset, Input, Output
 
 from components.image import STEP_IMAGE
 
 
 @dsl.component(base_image=STEP_IMAGE, install_kfp_package=False)
-def prepare(settings: list[str], library_version: str, fetched: Input[Dataset], prepared: Output[Dataset]) -> str:
+def prepare(
+    data_digest: str,
+    library_version: str,
+    settings: Input[Artifact],
+    fetched: Input[Dataset],
+    prepared: Output[Dataset],
+):
     """Decodes every image once, finds patients, drops exact duplicates and splits by patient.
 
-    Fails with 3 where no image can be read, patients are not named, or a class has too few of them. Never cached: only
-    its own output says which images these were.
+    Fails with 3 where no image can be read, patients are not named, or a class has too few of them.
 
     Args:
-        settings: as `fetch` gave them.
+        data_digest: from check; part of the cache key.
         library_version: version of `pneumonia` that the pipeline was compiled for.
+        settings: from fetch.
         fetched: from fetch.
         prepared: `prepared.json`, `index.csv`, `pixels.npy`.
-
-    Returns:
-        The digest of the prepared data, which later steps have in their cache key.
     """
     from pneumonia.pipelines.step import step
 
     with step("prepare", library_version):
         from pathlib import Path
 
-        from pneumonia.config.compose import compose
-        from pneumonia.data.prepare import prepare
+        from pneumonia.pipelines.tasks import prepare_fetched
 
-        data = prepare(compose(settings), Path(fetched.path), Path(prepared.path))
-        prepared.metadata.update(digest=data.manifest["digest"], synthetic=data.manifest["synthetic"])
-    return str(data.manifest["digest"])
+        found = prepare_fetched(Path(settings.path), Path(fetched.path), Path(prepared.path))
+        prepared.metadata.update(digest=found["digest"], synthetic=found["synthetic"])

@@ -90,7 +90,14 @@ class PortTaken(MissingPrerequisite):
 
 
 class SourceUnavailable(MissingPrerequisite):
-    """A download has no credentials, is refused, does not answer or was cut off."""
+    """A download has no credentials, is refused, does not answer or was cut off.
+
+    transient: the same request may be answered later.
+    """
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        self.transient = transient
+        super().__init__(message)
 
 
 class ServerUnavailable(MissingPrerequisite):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from pneumonia.errors import DependencyMissing, MissingPrerequisite, PneumoniaError, ServerUnavailable
@@ -29,7 +30,10 @@ _ROOTS = {
     "pods": "/api/v1",
     "configmaps": "/api/v1",
     "events": "/api/v1",
+    "trainjobs": "/apis/trainer.kubeflow.org/v1alpha1",
 }
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class ApiError(PneumoniaError):
@@ -149,12 +153,49 @@ def path_of(kind: str, namespace: str, name: str = "") -> str:
     return f"{_ROOTS[kind]}/namespaces/{namespace}/{kind}{'/' if name else ''}{name}"
 
 
+_ADVICE = {
+    401: "log in to the cluster again",
+    403: "the chart gives a ServiceAccount these rights with deployStep.enabled and deployStep.serviceAccounts",
+    404: "check the namespace and what is installed in it",
+    422: "check that KServe's CRDs and its controller are of one version",
+}
+
+
 class Namespace:
     """Objects of one namespace by kind and name; the API's refusals become errors that say what to do."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
         self.name = namespace
+
+    @classmethod
+    def own(cls, cluster: Cluster) -> Namespace:
+        """That of this process's pod; `default` outside of pods."""
+        own = _OWN_NAMESPACE
+        return cls(cluster, own.read_text("utf-8").strip() if own.is_file() else "default")
+
+    def require(self, rights: Iterable[tuple[str, str]], name: str = "") -> None:
+        """Ask whether this account may do `rights`, verbs with kinds, to `name`, or to any of the kind.
+
+        Raises MissingPrerequisite that names all that it may not.
+        """
+        missing = []
+        for verb, kind in rights:
+            group = _ROOTS[kind].split("/")[2] if _ROOTS[kind].startswith("/apis/") else ""
+            asked = {"namespace": self.name, "verb": verb, "group": group, "resource": kind, "name": name}
+            review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                      "spec": {"resourceAttributes": asked}}  # fmt: skip
+            try:
+                answer = self.cluster.request("POST", _REVIEWS, review)
+            except ApiError as error:
+                raise self.explain(error, verb, kind, name) from error
+            if not answer.get("status", {}).get("allowed"):
+                missing.append(f"{verb} {kind}")
+        if missing:
+            raise MissingPrerequisite(
+                f"this account may not {', '.join(missing)}{f' ({name})' if name else ''} in namespace {self.name}; "
+                f"{_ADVICE[403]}"
+            )
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """The object, or None where there is none."""
@@ -216,10 +257,5 @@ class Namespace:
             return MissingPrerequisite(
                 f"{what}: this cluster knows no InferenceService; install KServe {KSERVE_SINCE} or newer ({error})"
             )
-        advice = {
-            401: "log in to the cluster again",
-            403: "the chart gives a ServiceAccount these rights with deployStep.enabled and deployStep.serviceAccounts",
-            404: "check the namespace and what is installed in it",
-            422: "check that KServe's CRDs and its controller are of one version",
-        }.get(error.status, "try again; what was done so far stays, and the next run goes on from it")
+        advice = _ADVICE.get(error.status, "try again; what was done so far stays, and the next run goes on from it")
         return MissingPrerequisite(f"{what}: the cluster answers {error.status} ({error}); {advice}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -37,28 +37,42 @@ def add_to(group: typer.Typer) -> None:
 
 def compile_(
     pipeline: str = typer.Argument("train", help="Which pipeline: train, score."),
+    parameters: list[str] | None = typer.Argument(
+        None, metavar="[NAME=CLAIM]...", help="Volumes to mount: data_volume=, training_volume=, release_volume=."
+    ),
     output: Path = typer.Option(..., "--output", "-o", help="File to write, such as train.yaml."),
     image: str | None = _IMAGE,
     cuda_image: str | None = _CUDA_IMAGE,
 ) -> None:
-    """Write a compiled pipeline, with step images of your registry, to give to Kubeflow by other means."""
-    from pneumonia.pipelines.package import compile_pipeline
+    """Write a compiled pipeline, with step images of your registry and your volumes, to give to Kubeflow otherwise."""
+    from pneumonia.errors import UsageError
+    from pneumonia.pipelines.checks import VOLUMES
+    from pneumonia.pipelines.package import check_arguments, compile_pipeline, mount_volumes
 
-    print(json.dumps({"pipeline": str(compile_pipeline(pipeline, output, image=image, cuda_image=cuda_image))}))
+    package = compile_pipeline(pipeline, output, image=image, cuda_image=cuda_image)
+    arguments = check_arguments(package, _parsed(parameters))
+    if others := sorted(arguments.keys() - VOLUMES.keys()):
+        raise UsageError(f"{', '.join(others)}: not a volume; give it when the file is submitted")
+    print(json.dumps({"pipeline": str(mount_volumes(package, arguments, output))}))
 
 
 @contextmanager
-def _package(pipeline: str, image: str | None, cuda_image: str | None) -> Iterator[Path]:
-    """The compiled file to submit."""
+def _package(
+    pipeline: str, image: str | None, cuda_image: str | None, parameters: list[str] | None, on_nodes: bool
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The compiled file to submit, with its volumes, and the checked arguments of its run."""
     import tempfile
 
-    from pneumonia.pipelines.package import compile_pipeline
+    from pneumonia.pipelines.package import check_arguments, check_submission, compile_pipeline, mount_volumes
 
-    if pipeline.endswith((".yaml", ".yml")):
-        yield Path(pipeline)
-        return
     with tempfile.TemporaryDirectory(prefix="pneumonia-pipeline.") as folder:
-        yield compile_pipeline(pipeline, Path(folder) / f"{pipeline}.yaml", image=image, cuda_image=cuda_image)
+        package = Path(pipeline)
+        if not pipeline.endswith((".yaml", ".yml")):
+            compiled = Path(folder) / f"{pipeline}.yaml"
+            package = compile_pipeline(pipeline, compiled, image=image, cuda_image=cuda_image)
+        arguments = check_arguments(package, _parsed(parameters))
+        check_submission(package, arguments, images_on_nodes=on_nodes)
+        yield mount_volumes(package, arguments, Path(folder) / f"volumes-{package.stem}.yaml"), arguments
 
 
 def _parsed(parameters: list[str] | None) -> dict[str, str]:
@@ -85,11 +99,8 @@ def submit(
 ) -> None:
     """Start a run on Kubeflow; prints its id as JSON, with --wait what became of it."""
     from pneumonia.pipelines.cluster import Kubeflow
-    from pneumonia.pipelines.package import check_arguments, check_submission
 
-    with _package(pipeline, image, cuda_image) as package:
-        arguments = check_arguments(package, _parsed(parameters))
-        check_submission(package, arguments, images_on_nodes=images_on_nodes)
+    with _package(pipeline, image, cuda_image, parameters, images_on_nodes) as (package, arguments):
         kubeflow = Kubeflow(host, namespace)
         run_id = kubeflow.submit(package, arguments, experiment, name)
     if wait:
@@ -112,11 +123,8 @@ def schedule(
 ) -> None:
     """Start a run on Kubeflow again and again, one at a time; prints the schedule's id as JSON."""
     from pneumonia.pipelines.cluster import Kubeflow
-    from pneumonia.pipelines.package import check_arguments, check_submission
 
-    with _package(pipeline, image, cuda_image) as package:
-        arguments = check_arguments(package, _parsed(parameters))
-        check_submission(package, arguments, images_on_nodes=images_on_nodes)
+    with _package(pipeline, image, cuda_image, parameters, images_on_nodes) as (package, arguments):
         made = Kubeflow(host, namespace).schedule(package, arguments, experiment, name, cron)
     print(json.dumps({"schedule_id": made}))
 

@@ -56,9 +56,9 @@ def demo(
     run = run_pipeline(arguments, runs=runs, output=output, engine=engine)
     asked = ask(run, first_of_each_class(run))
     if not keep:
-        for name in _MADE_AGAIN:
-            for folder in run.path.glob(f"*/{name}"):
-                shutil.rmtree(folder)
+        for made in [path for name in _MADE_AGAIN for path in run.path.glob(f"*/{name}")]:
+            made.unlink() if made.is_file() else shutil.rmtree(made)
+        shutil.rmtree(run.fetched)
     seconds = {**run.seconds, **asked.seconds, "total": time.monotonic() - began}
     print(render(run, asked, seconds))
     asked.require_agreement()

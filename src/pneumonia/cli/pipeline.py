@@ -27,7 +27,7 @@ def run(
         "subprocess", help="What runs the steps: subprocess, or docker with the image of `make images`."
     ),
     data: Path | None = typer.Option(None, help="Folder of X-rays; without it, phantoms are drawn."),
-    experiment: str | None = typer.Option(None, help="Experiment: local, smoke. Default: local."),
+    experiment: str | None = typer.Option(None, help="Experiment, such as smoke or vit_base. Default: local."),
     output: Path = typer.Option(Path("models"), help="Folder of the final bundle."),
     release_root: Path = typer.Option(Path(), help="Folder that gets releases/<digest>."),
     runs: Path = typer.Option(Path("pipeline_runs"), help="Folder that gets one folder a run."),
@@ -70,7 +70,7 @@ def pipeline_arguments(overrides: list[str], *, data: Path | None, experiment: s
     """
     from pneumonia.config.compose import compose
     from pneumonia.errors import UsageError
-    from pneumonia.pipelines.step import PARAMETERS, settings_of
+    from pneumonia.pipelines.settings import PARAMETERS, overrides_of
 
     given = dict(override.partition("=")[::2] for override in overrides)
     for option, key in ((data, "data"), (data, "data.root"), (experiment, "experiment")):
@@ -84,8 +84,7 @@ def pipeline_arguments(overrides: list[str], *, data: Path | None, experiment: s
         "data_root": str(Path(root).expanduser().resolve()) if root else "",
         "overrides": [item for item in overrides if item.partition("=")[0] not in PARAMETERS],
     }
-    named = {name: given[key] for key, name in PARAMETERS.items() if key in given and name not in arguments}
-    compose(settings_of(**arguments, **named))
-    numbers = {name: float(value) for name, value in named.items() if name != "tracking_uri"}
+    arguments["tracking_uri"] = given.get("tracking.uri", "")
+    compose(overrides_of(**arguments))
     # This machine has no KServe to deploy to.
-    return {**arguments, **named, **numbers, "deploy": False}
+    return {**arguments, "deploy": False}

@@ -41,9 +41,14 @@ def _quote(override: str) -> str:
         return override
     if name in _LISTS and value.startswith("["):
         return override
-    escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", value)
+    return f"{name}={_quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    """Any text as a quoted string of Hydra's grammar."""
+    escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"{name}='{escaped}{chr(92) * trailing}'"
+    return f"'{escaped}{chr(92) * trailing}'"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -181,7 +186,53 @@ def _parse(override: str) -> Any:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, which `compose` would read back to the same values."""
+    """The resolved configuration as YAML, which `load` reads back to the same values."""
     from omegaconf import OmegaConf
 
     return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def load(path: Path) -> Config:
+    """The configuration that `to_yaml` wrote to a file; nothing of it is composed anew.
+
+    Raises ConfigError where the file is missing, damaged or of another version's keys.
+    """
+    try:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+    except ImportError as error:
+        raise DependencyMissing(f"{error.name} is not installed; pip install 'pneumonia[train]'") from error
+    schema = OmegaConf.structured(Config)
+    _unlock(schema)
+    try:
+        value = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
+        if ours := _cause(error):
+            raise ours from error
+        raise ConfigError(f"{path}: no settings of this version ({_one_line(error)}); run `fetch` again") from error
+    assert isinstance(value, Config)
+    return value
+
+
+def changed(config: Config) -> list[str]:
+    """What `config` sets otherwise than `compose` does by itself, as overrides that make the same of it again."""
+    defaults = dict(_flat(compose().to_json()))
+    return [f"{key}={_written(value)}" for key, value in _flat(config.to_json()) if value != defaults[key]]
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{name}.")
+        else:
+            yield prefix + name, item
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar; text is always quoted, so that "null" and "1" stay text."""
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -20,6 +20,8 @@ from pneumonia.files import locked
 
 TIMEOUT_S = 20
 """For the connection, and for every silence after it."""
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses that may be gone a little later."""
 _CHUNK = 1 << 18
 
 
@@ -59,12 +61,14 @@ def download(url: str, target: Path, md5: str) -> Path:
         try:
             _fetch_rest(url, part)
         except urllib.error.HTTPError as error:
-            raise SourceUnavailable(f"{url}: HTTP {error.code} {error.reason}; {_OTHERWISE}") from error
+            passing = error.code in PASSING
+            raise SourceUnavailable(f"{url}: HTTP {error.code} {error.reason}; {_OTHERWISE}", passing) from error
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError) as error:
             so_far = part.stat().st_size if part.is_file() else 0
             raise SourceUnavailable(
                 f"{url}: cut off or no answer ({_reason(error)}); {so_far:,} bytes are kept and the same command goes "
-                f"on from there; {_OTHERWISE}"
+                f"on from there; {_OTHERWISE}",
+                transient=not isinstance(error, ValueError),
             ) from error
         part.replace(target)
     found = _md5(target)

@@ -6,7 +6,9 @@ also mounts the run's folder alone. `follow` replaces the part of it that starts
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,18 @@ _HANDED_ON = ("AWS_", "HF_", "HUGGING_FACE_", "KAGGLE_", "MLFLOW_", "OMP_", "PNE
 def step_image(image: str = f"pneumonia-step:{__version__}") -> str:
     """What stands for an image of the compiled pipeline: the one of PNEUMONIA_STEP_IMAGE[_CUDA], or itself."""
     return os.environ.get(_STEP_IMAGES.get(image, "")) or image
+
+
+def chosen_image(image: str, command: Sequence[str]) -> str:
+    """The image of a step whose pipeline names an output of another step instead, which kfp.local leaves as it is.
+
+    command: the step's, which holds its inputs as JSON.
+    """
+    named = re.fullmatch(r"\{\{\$\.inputs\.parameters\['(.+)'\]\}\}", image)
+    if named is None:
+        return image
+    inputs = json.loads(command[list(command).index("--executor_input") + 1])["inputs"]
+    return str(inputs["parameterValues"][named[1]])
 
 
 def require_docker(image: str) -> None:
@@ -93,7 +107,7 @@ def _paths(arguments: Mapping[str, Any]) -> dict[str, bool]:
     written = [os.environ[ERROR_DIR_ENV]]
     root = str(arguments.get("release_root") or "")
     written += [root] if os.path.isabs(root) else []
-    written += [os.environ[contract.TRACKING_DIR_ENV]] if arguments.get("tracking_uri", "local") == "local" else []
+    written += [os.environ[contract.TRACKING_DIR_ENV]] if arguments.get("tracking_uri", "") in ("", "local") else []
     for path in written:
         # Docker would make a missing one, and root would own it.
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -113,7 +127,7 @@ def follow(client: Any, image: str, command: Sequence[str], volumes: Mapping[str
     whatever ends it.
     """
     container = client.containers.create(
-        image=step_image(image), command=list(command), volumes=dict(volumes), **options
+        image=step_image(chosen_image(image, command)), command=list(command), volumes=dict(volumes), **options
     )
     try:
         container.start()

@@ -5,7 +5,6 @@ It is a process of its own because kfp.local writes its log and that of every st
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -34,23 +33,6 @@ def shield_interpreter(folder: Path) -> None:
     wrapper.chmod(0o755)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.executable = "python3"
-
-
-def choose_artifacts_of_branches() -> None:
-    """Let dsl.OneOf choose artifacts: kfp.local 2.17 takes the parameters of the branch that ran, but no artifacts."""
-    from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
-
-    def outputs(cls: Any, dag_outputs_spec: Any, io_store: Any) -> dict[str, Any]:
-        found = {}
-        for name, output in dag_outputs_spec.artifacts.items():
-            for selector in output.artifact_selectors:
-                with contextlib.suppress(ValueError):  # A branch that was not taken has no outputs.
-                    found[name] = io_store.get_task_output(selector.producer_subtask, selector.output_artifact_key)
-            if name not in found:
-                raise ValueError(f"no branch gave the artifact {name}")
-        return found
-
-    OrchestratorUtils.get_dag_output_artifacts = classmethod(outputs)
 
 
 def forget_retries(pipeline_spec: Any) -> None:
@@ -84,21 +66,14 @@ def docker_runner(request: Mapping[str, Any]) -> Any:
 def remember_outputs(root: Path) -> None:
     """Let kfp.local's cache serve later runs, and note in <root>/CACHED_FILE what it gave to this one.
 
-    Its key holds the paths of the inputs, which lie in the folder of a run, so that a step behind one that is never
-    cached would never be found again. An artifact that says its content's digest is known by that instead.
+    Its key holds the paths of the inputs, as Kubeflow's holds their numbers: a step is found again where all that it
+    comes from was.
     """
     from kfp import dsl
     from kfp.local.cache import LocalCache
 
-    by_path, key_of, get, put = (
-        getattr(LocalCache, name) for name in ("_serialize_value_for_key", "compute_key", "get", "put")
-    )
+    key_of, get, put = LocalCache.compute_key, LocalCache.get, LocalCache.put
     steps = {}
-
-    def by_content(value: Any) -> Any:
-        if isinstance(value, dsl.Artifact) and "digest" in value.metadata:
-            return {"schema_title": type(value).schema_title, "digest": value.metadata["digest"]}
-        return by_path(value)
 
     def compute_key(self: Any, component_name: str, *inputs: Any, **named: Any) -> Any:
         key = key_of(self, component_name, *inputs, **named)
@@ -121,8 +96,7 @@ def remember_outputs(root: Path) -> None:
                 Path(output.path).touch()
         put(self, key, outputs)
 
-    LocalCache._serialize_value_for_key, LocalCache.compute_key = staticmethod(by_content), compute_key
-    LocalCache.get, LocalCache.put = get_and_say, put_with_files
+    LocalCache.compute_key, LocalCache.get, LocalCache.put = compute_key, get_and_say, put_with_files
 
 
 RUNNERS = {"subprocess": subprocess_runner, "docker": docker_runner}
@@ -151,7 +125,6 @@ def main(request_file: str) -> int:
         enable_caching=bool(cache),
         cache_root=cache,
     )
-    choose_artifacts_of_branches()
     try:
         pipeline = load_component_from_file(request["pipeline"])
         # Not pipeline.pipeline_spec, which is a copy.

@@ -10,7 +10,7 @@ from typing import Any
 from pneumonia import __version__
 from pneumonia.errors import BadInput, UsageError
 from pneumonia.files import write_text
-from pneumonia.pipelines.checks import refuse_before_submission
+from pneumonia.pipelines.checks import VOLUMES, refuse_before_submission
 from pneumonia.pipelines.run import compiled_pipeline
 
 IMAGES = {"image": f"pneumonia-step:{__version__}", "cuda_image": f"pneumonia-step-cuda:{__version__}"}
@@ -27,6 +27,33 @@ def compile_pipeline(name: str, out: Path, **images: str | None) -> Path:
         if images.get(key):
             text = text.replace(known, str(images[key]))
     write_text(out, text)
+    return out
+
+
+def mount_volumes(package: Path, arguments: Mapping[str, Any], out: Path) -> Path:
+    """`package` with the claims that `arguments` name mounted in the tasks that use them, written to `out`.
+
+    A mount cannot depend on a parameter: Kubeflow's driver refuses one without a name. What needs none stays as it is.
+    The parameters' defaults become the claims, so that the file says what it mounts. Returns the file to submit.
+    """
+    import yaml
+
+    wanted = {name: str(arguments[name]) for name in VOLUMES if arguments.get(name)}
+    spec, *platforms = _documents(package)
+    known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    if not wanted.keys() & known.keys():
+        return package
+    platform = platforms[0] if platforms else {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {}}}}}
+    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, claim in wanted.items():
+        known[name]["defaultValue"] = claim
+        for task in VOLUMES[name][0]:
+            mounts = asked.setdefault(f"exec-{task}", {}).setdefault("pvcMount", [])
+            where = VOLUMES[name][1]
+            mounts[:] = [mount for mount in mounts if mount["mountPath"] != where]
+            given = {"pvcNameParameter": {"runtimeValue": {"constant": claim}}, "constant": claim}
+            mounts.append({"mountPath": where, **given})
+    write_text(out, yaml.safe_dump_all([spec, platform], sort_keys=True))
     return out
 
 
@@ -101,13 +128,18 @@ def _has_registry(image: str) -> bool:
 
 
 def _document(package: Path) -> dict[str, Any]:
+    return _documents(package)[0]
+
+
+def _documents(package: Path) -> list[dict[str, Any]]:
+    """The pipeline itself, and what it asks of Kubernetes where it asks."""
     import yaml
 
     try:
-        document = next(iter(yaml.safe_load_all(package.read_text("utf-8"))))
-        document["root"].get("inputDefinitions", {}).get("parameters", {})
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        documents = list(yaml.safe_load_all(package.read_text("utf-8")))
+        documents[0]["root"].get("inputDefinitions", {}).get("parameters", {})
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadInput(
             f"{package}: not a compiled pipeline ({error!r}); make one with `pneumoctl pipeline compile`"
         ) from error
-    return dict(document)
+    return documents

@@ -44,7 +44,7 @@ _PROGRESS = re.compile(r"^ {4}(?!error:)([a-z][a-z0-9 _-]*: .+)$")
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """Where a finished run left its parts. seconds: by step, in the order they ran."""
+    """Where a finished run left its parts. fetched: the images, unpacked. seconds: by step, in the order they ran."""
 
     path: Path
     bundle: Bundle
@@ -104,6 +104,8 @@ def run_pipeline(
         raise DependencyMissing("kfp is not installed; pip install 'pneumonia[train,pipelines,serve]'")
     if engine == "docker":
         require_docker(step_image())
+    from pneumonia.pipelines.tasks import unpack
+
     check_replaceable(output, contract.BUNDLE_MANIFEST)
     compiled = pipeline or compiled_pipeline()
     folder = _new_run(runs)
@@ -111,12 +113,12 @@ def run_pipeline(
     log = folder / LOG_FILE
     if code != 0 or progress.running:
         raise _failure(folder, progress.failed or progress.running, log)
-    bundle = install_bundle(artifact(folder, "parity*", "checked"), output)
-    release = Path(json.loads(artifact(folder, "publish*", "release").read_text("utf-8"))["release"])
+    bundle = install_bundle(artifact(folder, "export", "bundle"), output)
+    release = Path(json.loads(artifact(folder, "publish", "release").read_text("utf-8"))["release"])
     return PipelineRun(
         path=folder,
         bundle=bundle,
-        fetched=artifact(folder, "fetch", "fetched"),
+        fetched=unpack(artifact(folder, "fetch", "fetched"), folder / "images"),
         prepared=artifact(folder, "prepare", "prepared"),
         evaluation=artifact(folder, "evaluate", "evaluation"),
         release=release,

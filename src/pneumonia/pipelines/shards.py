@@ -10,6 +10,7 @@ from pathlib import Path
 from pneumonia import contract
 from pneumonia.errors import BadInput
 from pneumonia.files import write_text
+from pneumonia.pipelines.retry import patiently
 
 SCORES_FILE = "scores.csv"
 CONCURRENCY, RETRY_FOR_S, TIMEOUT_S = 8, 120.0, 30.0
@@ -41,7 +42,7 @@ def score_shard(number: int, lists: Path, bundle: Path, server: str, out: Path) 
     from pneumonia.inference.triton_client import TritonPredictor
 
     if server:
-        TritonPredictor(server, "http", TIMEOUT_S)
+        patiently(lambda: TritonPredictor(server, "http", TIMEOUT_S))
         answerer = from_server(lambda: TritonPredictor(server, "http", TIMEOUT_S), CONCURRENCY, RETRY_FOR_S)
         model = server
     else:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pneumonia import contract
-from pneumonia.bundle import Bundle
+from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.export.parity import Parity
 from pneumonia.files import write_text
 
+BASELINE_FILE = "baseline.json"
+"""In an evaluation: the figures of a logistic regression to compare with."""
 CURVE_POINTS = 200
 """At most this many points of a ROC curve: they are stored as metadata, not as a file."""
 
@@ -31,6 +33,8 @@ def show_evaluation(evaluation: Path, metrics: Any, curves: Any, report: Path) -
     """Figures to a kfp Metrics, ROC curve and confusion matrix to a kfp ClassificationMetrics, the report to a file."""
     found = json.loads((evaluation / contract.METRICS_FILE).read_text("utf-8"))
     log_figures(metrics, found["test"])
+    if (baseline := evaluation / BASELINE_FILE).is_file():
+        log_figures(metrics, json.loads(baseline.read_text("utf-8"))["test"], "baseline_test")
     log_figures(metrics, found.get("stress", {}).get("worst", {}), "stress_worst")
     shutil.copyfile(evaluation / contract.REPORT_FILE, report)
     with (evaluation / contract.PREDICTIONS_FILE).open(newline="", encoding="utf-8") as stream:
@@ -65,6 +69,13 @@ def show_bundle(bundle: Bundle, model: Any) -> None:
         data_digest=str(manifest.data.get("digest", "")),
         files=", ".join(sorted(manifest.files)),
     )
+
+
+def show_export(parity: Mapping[str, Parity], model: Any, metrics: Any, report: Path) -> None:
+    """Give a kfp Model artifact its bundle's data, and what `show_parity` shows."""
+    bundle = open_bundle(Path(model.path))
+    show_bundle(bundle, model)
+    show_parity(bundle.model_id, parity, metrics, report)
 
 
 def show_parity(model_id: str, parity: Mapping[str, Parity], metrics: Any, report: Path) -> None:

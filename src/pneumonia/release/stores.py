@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,8 @@ READ_TIMEOUT_S = 60
 _ABANDONED_AFTER_S = 24 * 3600
 """A publication takes minutes; what it left behind a day ago belongs to one that was killed."""
 _BUILDING = ".building."
+PROBE = ".pneumonia-probe-"
+"""Begins the name of an object that is written to see whether one can be, and is gone again at once."""
 
 
 class Store(Protocol):
@@ -206,6 +209,13 @@ class S3Store:
             for key, path in [*differing.items(), (start + contract.RELEASE_MANIFEST, manifest)]:
                 with path.open("rb") as stream:
                     self.client.put_object(Bucket=self.bucket, Key=key, Body=stream)
+
+    def require_writable(self) -> None:
+        """Write a small object below the prefix and delete it again. Raises MissingPrerequisite where it cannot."""
+        key = f"{self.prefix}{PROBE}{uuid.uuid4().hex}"
+        with _explained(f"s3://{self.bucket}/{key}"):
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=b"")
+            self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def remove(self, name: str) -> None:
         """See `Store`."""

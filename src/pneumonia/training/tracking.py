@@ -95,7 +95,7 @@ class MlflowTracker:
         # Besides its own errors MLflow lets through whatever its database driver and its artifact store raise.
         try:
             if self.lost and look_first:  # It may be back, but finding out must not take long each time.
-                _check_reachable(self.uri)
+                require_reachable(self.uri)
             record()
         except Exception as error:
             if not self.lost:
@@ -121,7 +121,7 @@ def _one_line(error: BaseException) -> str:
     return shown(" ".join((str(error) or type(error).__name__).split()))[:300]
 
 
-def _check_reachable(uri: str) -> None:
+def require_reachable(uri: str) -> None:
     """Notice a server that is down before hours of training, not after."""
     import socket
     from urllib.parse import urlsplit
@@ -211,7 +211,7 @@ def _recording(uri: str) -> Iterator[MlflowTracker]:
 def connect(config: Config) -> Any:
     """MLflow, pointed at the configured server or file and at its experiment. Raises as `track`."""
     uri = str(config.tracking.uri)
-    _check_reachable(uri)
+    require_reachable(uri)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow

@@ -17,7 +17,7 @@ SOURCES = {
     "kaggle": "Chest X-Ray Images (Pneumonia), 5,856 X-rays of children: needs a Kaggle account",
     "medmnist": "PneumoniaMNIST, the same X-rays cropped to squares, with their published split and no patients",
 }
-"""Each name is a module beside this file with `fetch(config: DataConfig, out: Path) -> None`."""
+"""Each name is a module beside this file with `fetch(config: DataConfig, out: Path) -> None` and `version(config)`."""
 
 SOURCE_FILE = "source.json"
 """{"source", "synthetic", "root"}: root is the folder of the images, "." for the fetched folder itself; with
@@ -30,15 +30,28 @@ def fetch(config: DataConfig, out: Path) -> Path:
     Nothing is done where they are there already. Raises ConfigError, listing the sources, where none is chosen,
     DataError where `out` holds files that no fetch has put there, and StorageError where it cannot be written.
     """
-    if config.source is None:
-        listed = "; ".join(f"data={name}: {what}" for name, what in SOURCES.items())
-        raise ConfigError(f"no data source chosen; choose one of {listed}")
+    source = _module(config)
     try:
         remove_remains(out)
-        importlib.import_module(f"pneumonia.data.sources.{config.source}").fetch(config, out)
+        source.fetch(config, out)
     except OSError as error:
         raise cannot_write(out, error) from error
     return out
+
+
+def version_of(config: DataConfig) -> str:
+    """Changes when the images of `config.source` change, as far as that shows without a download.
+
+    Raises ConfigError where no source is chosen, and DataError for a folder without usable images.
+    """
+    return f"{config.source} {_module(config).version(config)}"
+
+
+def _module(config: DataConfig) -> Any:
+    if config.source is None:
+        listed = "; ".join(f"data={name}: {what}" for name, what in SOURCES.items())
+        raise ConfigError(f"no data source chosen; choose one of {listed}")
+    return importlib.import_module(f"pneumonia.data.sources.{config.source}")
 
 
 def read_source(fetched: Path) -> dict[str, Any]:

@@ -42,11 +42,22 @@ class Found:
         return dict(Counter(why for _, why in self.left_out).most_common())
 
 
-def fetch(config: DataConfig, out: Path) -> None:
-    """Note where the images are; nothing is copied. Raises DataError where the folder has no usable image."""
+def _root(config: DataConfig) -> Path:
     if config.root is None:
         raise ConfigError("data.source=folder needs data.root=<folder of NORMAL and PNEUMONIA folders, or labels.csv>")
-    root = Path(config.root).expanduser().resolve()
+    return Path(config.root).expanduser().resolve()
+
+
+def version(config: DataConfig) -> str:
+    """`fingerprint` of the folder's images. Raises as `fetch`."""
+    root = _root(config)
+    columns = Columns.of(config, root)
+    return f"{fingerprint(root, survey(root, columns).listed)} {columns and columns.to_json()}"
+
+
+def fetch(config: DataConfig, out: Path) -> None:
+    """Note where the images are; nothing is copied. Raises DataError where the folder has no usable image."""
+    root = _root(config)
     columns = Columns.of(config, root)
     listed = survey(root, columns).listed
     # Images drawn by a program stay synthetic by whatever way they come.

@@ -17,7 +17,7 @@ from pneumonia import contract
 from pneumonia.config.schema import DataConfig
 from pneumonia.core.listing import SUFFIXES
 from pneumonia.data.archive import extract_images
-from pneumonia.data.download import downloads_for, remove_downloads
+from pneumonia.data.download import PASSING, downloads_for, remove_downloads
 from pneumonia.data.sources import SOURCE_FILE, check_replaceable, read_source
 from pneumonia.errors import DataError, DependencyMissing, SourceUnavailable
 from pneumonia.files import replace_directory, write_json
@@ -81,6 +81,11 @@ def fetch(config: DataConfig, out: Path) -> None:
     for difference in differences(found):
         print(f"warning: {difference}", file=sys.stderr)
     print(f"fetch: {_total(found)} images in {out}", file=sys.stderr)
+
+
+def version(config: DataConfig) -> str:
+    """The data set's name and the counts that were published; Kaggle names no content without the download."""
+    return f"{DATASET} {json.dumps(PUBLISHED)}"
 
 
 def count(folder: Path) -> dict[str, dict[str, int]]:
@@ -165,16 +170,19 @@ def _download(folder: Path) -> Path:
             raise SourceUnavailable(f"Kaggle: {_REFUSALS[401]}, or use one of: {'; '.join(_FORMS)}") from error
         except requests.HTTPError as error:
             code = error.response.status_code if error.response is not None else 0
-            raise SourceUnavailable(f"Kaggle: HTTP {code}: {_REFUSALS.get(code, _hide(str(error)))}") from error
+            said = f"Kaggle: HTTP {code}: {_REFUSALS.get(code, _hide(str(error)))}"
+            raise SourceUnavailable(said, code in PASSING) from error
         except requests.RequestException as error:
             raise SourceUnavailable(
                 f"Kaggle: cut off or no answer ({type(error).__name__}); what came is kept and the same command goes "
-                f"on from there; {_OTHERWISE}"
+                f"on from there; {_OTHERWISE}",
+                transient=True,
             ) from error
         except ValueError as error:
             # The package stores an error page in the place of the file; going on from there would be wrong.
             archive.unlink(missing_ok=True)
-            raise SourceUnavailable(f"Kaggle: {_hide(str(error))}; run the same command again") from error
+            said = f"Kaggle: {_hide(str(error))}; run the same command again"
+            raise SourceUnavailable(said, transient=True) from error
     return archive
 
 

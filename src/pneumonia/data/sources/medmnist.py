@@ -58,6 +58,11 @@ def fetch(config: DataConfig, out: Path) -> None:
             raise DataError(f"{url}: not a file of MedMNIST's layout ({error})") from error
 
 
+def version(config: DataConfig) -> str:
+    """The MD5 of the file that `fetch` takes."""
+    return f"{config.medmnist_size} {config.medmnist_md5 or FILES[config.medmnist_size][1]}"
+
+
 def _up_to_date(out: Path, wanted: dict[str, Any]) -> bool:
     """Whether `out` holds what an earlier fetch of the same file put there."""
     if not (out / SOURCE_FILE).is_file() or read_source(out) != wanted:

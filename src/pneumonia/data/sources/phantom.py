@@ -150,3 +150,8 @@ def fetch(config: DataConfig, out: Path) -> None:
         rows = [f"{phantom.name},{contract.LABELS[phantom.label]},{phantom.severity:.6f}\n" for phantom in phantoms]
         write_text(building / LATENTS_FILE, "name,label,severity\n" + "".join(rows))
         write_json(building / SOURCE_FILE, wanted)
+
+
+def version(config: DataConfig) -> str:
+    """What decides every pixel that is drawn."""
+    return f"{config.num_images} {config.seed} {_VERSION}"
