@@ -30,7 +30,6 @@ _ROOTS = {
     "pods": "/api/v1",
     "configmaps": "/api/v1",
     "events": "/api/v1",
-    "trainjobs": "/apis/trainer.kubeflow.org/v1alpha1",
 }
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
