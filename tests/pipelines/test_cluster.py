@@ -46,7 +46,7 @@ def test_submit_sends_the_compiled_pipeline_with_typed_parameters(kubeflow: Fake
         "gpus=1",
         "tensorrt=true",
         'overrides=["training.max_steps=4"]',
-        "recall_target=0.9",
+        'gate={"recall": 0.9}',
         "namespace=42",
         "deploy=false",
     )
@@ -57,7 +57,7 @@ def test_submit_sends_the_compiled_pipeline_with_typed_parameters(kubeflow: Fake
         "gpus": 1,
         "tensorrt": True,
         "overrides": ["training.max_steps=4"],
-        "recall_target": 0.9,
+        "gate": {"recall": 0.9},
         "namespace": "42",
         "deploy": False,
     }
@@ -65,9 +65,12 @@ def test_submit_sends_the_compiled_pipeline_with_typed_parameters(kubeflow: Fake
     assert run["experiment_id"] == kubeflow.experiments[0]["experiment_id"]
     spec, platform = run["pipeline_spec"]["pipeline_spec"], run["pipeline_spec"]["platform_spec"]
     assert spec["pipelineInfo"]["name"] == "pneumonia-train"
-    assert "exec-train-2" in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert "exec-train" in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     images = {item["container"]["image"] for item in spec["deploymentSpec"]["executors"].values()}
-    assert images == {"registry.example/step:1", f"pneumonia-step-cuda:{__version__}"}
+    assert {image for image in images if "{{" not in image} == {"registry.example/step:1"}
+    defaults = spec["root"]["inputDefinitions"]["parameters"]
+    named = [defaults[name]["defaultValue"] for name in ("cpu_image", "cuda_image")]
+    assert named == ["registry.example/step:1", f"pneumonia-step-cuda:{__version__}"]
 
 
 @pytest.mark.parametrize("verb", ["submit", "create"])
@@ -296,7 +299,7 @@ def test_compile_writes_the_packaged_pipeline_with_other_images(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     text = out.read_text("utf-8")
     assert "image: r.example/s:2" in text
-    assert "image: r.example/g:2" in text
+    assert "defaultValue: r.example/g:2" in text
     assert "pneumonia-step" not in text
     assert pneumoctl("compile", "train", "-o", str(out)).returncode == 0
     assert out.read_bytes() == compiled_pipeline("train").read_bytes()

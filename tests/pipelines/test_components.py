@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import tarfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,13 @@ from pneumonia import __version__, contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.data.prepare import PreparedData
 from pneumonia.pipelines.notify import notify as say
+from pneumonia.pipelines.settings import write_settings
 from pneumonia.release_manifest import verify_release
 from tests.phantoms import OPEN_GATE, SMOKE
 from tests.pipelines.kubeflow import FakeKubeflow, serve, workflow
 
 dsl = pytest.importorskip("kfp.dsl", reason="kfp is not installed; pip install 'pneumonia[pipelines]'")
 VERSION = {"library_version": __version__}
-DIGEST = {"data_digest": "d"}
 
 
 def artifact(kind: str, path: Path) -> Any:
@@ -36,8 +38,12 @@ def function(name: str) -> Any:
     return getattr(import_module(f"components.{name}.component"), name).python_func
 
 
-def settings(folder: Path, *overrides: str) -> list[str]:
-    return [*SMOKE, f"output_dir={folder}", "evaluation.bootstrap_samples=100", *overrides]
+def settings(folder: Path, *overrides: str) -> Any:
+    """The settings that fetch hands on, as an artifact."""
+    given = [*SMOKE, f"output_dir={folder}", "evaluation.bootstrap_samples=100", *overrides]
+    path = folder / f"settings-{uuid.uuid4().hex}.yaml"
+    write_settings(given, path)
+    return artifact("Artifact", path)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def evaluated(trained: Bundle, prepared: PreparedData, tmp_path_factory: pytest.
         "report": artifact("HTML", folder / "report.html"),
     }
     given = {"trained": artifact("Model", trained.path), "prepared": artifact("Dataset", prepared.path)}
-    function("evaluate")(settings(folder), **DIGEST, **VERSION, **given, **out)
+    function("evaluate")(False, **VERSION, settings=settings(folder), **given, **out)
     return out
 
 
@@ -82,28 +88,32 @@ def test_a_refusing_gate_writes_no_verdict_and_says_why_last(
     verdict = artifact("Artifact", tmp_path / "verdict.json")
     with pytest.raises(SystemExit) as caught:
         function("gate")(
-            settings(tmp_path, "gate.recall=1"), **VERSION, evaluation=evaluated["evaluation"], verdict=verdict
+            **VERSION, settings=settings(tmp_path, "gate.recall=1"), evaluation=evaluated["evaluation"], verdict=verdict
         )
     assert caught.value.code == 5
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: the gate refused this model: ")
     assert not Path(verdict.path).exists()
 
 
-def test_export_and_parity_hand_the_bundle_on_with_their_findings(
+def test_export_hands_the_bundle_on_with_its_findings(
     evaluated: dict[str, Any], trained: Bundle, prepared: PreparedData, tmp_path: Path
 ) -> None:
-    verdict, data = artifact("Artifact", tmp_path / "verdict.json"), artifact("Dataset", prepared.path)
-    function("gate")(settings(tmp_path, *OPEN_GATE), **VERSION, evaluation=evaluated["evaluation"], verdict=verdict)
-    bundle, checked = artifact("Model", tmp_path / "bundle"), artifact("Model", tmp_path / "checked")
-    inputs = {"trained": artifact("Model", trained.path), "evaluation": evaluated["evaluation"], "prepared": data}
-    function("export_onnx")(settings(tmp_path), **DIGEST, **VERSION, verdict=verdict, **inputs, bundle=bundle)
-    metrics, report = artifact("Metrics", tmp_path / "metrics"), artifact("HTML", tmp_path / "parity.html")
-    function("parity")(
-        **DIGEST, **VERSION, bundle=bundle, prepared=data, checked=checked, metrics=metrics, report=report
-    )
-    assert open_bundle(Path(checked.path)).digest == open_bundle(Path(bundle.path)).digest
-    assert checked.metadata["model_id"] == bundle.metadata["model_id"]
-    assert checked.metadata["synthetic"] is True
+    verdict = artifact("Artifact", tmp_path / "verdict.json")
+    gate = function("gate")
+    opened = {"settings": settings(tmp_path, *OPEN_GATE), "evaluation": evaluated["evaluation"], "verdict": verdict}
+    said = gate(**VERSION, **opened)
+    assert said == gate(**VERSION, **opened), "the same verdict must let the cache answer"
+    inputs = {"trained": artifact("Model", trained.path), "prepared": artifact("Dataset", prepared.path)}
+    bundle, metrics = artifact("Model", tmp_path / "bundle"), artifact("Metrics", tmp_path / "metrics")
+    report = artifact("HTML", tmp_path / "parity.html")
+    shown = {"bundle": bundle, "metrics": metrics, "report": report}
+    evaluation = evaluated["evaluation"]
+    function("export")(said, False, **VERSION, settings=settings(tmp_path), evaluation=evaluation, **inputs, **shown)
+    made = open_bundle(Path(bundle.path))
+    assert made.has(contract.ONNX_FILE)
+    assert made.has(contract.PROBE_FILE)
+    assert bundle.metadata["model_id"] == made.model_id
+    assert bundle.metadata["synthetic"] is True
     assert metrics.metadata["onnx_label_agreement"] == 1.0
     assert "onnx" in Path(report.path).read_text("utf-8")
 
@@ -192,10 +202,16 @@ def test_a_refused_canary_fails_the_pipeline_after_its_reasons_were_kept(
         assert [reason in capsys.readouterr().err for reason in reasons[-1:]] == [True]
 
 
-def test_a_release_on_a_volume_has_the_name_that_servers_know(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_release_on_a_volume_has_the_name_that_servers_know(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pneumonia.pipelines import tasks
+
+    _, _, writes = tasks.VOLUMES["release_volume"]
+    monkeypatch.setitem(tasks.VOLUMES, "release_volume", (("publish",), str(tmp_path / "volume"), writes))
     said = artifact("Artifact", tmp_path / "release.json")
     given = {"settings": settings(tmp_path, "tracking.uri=null"), "bundle": artifact("Model", bundle.path), **VERSION}
-    place = {"release_root": str(tmp_path / "volume"), "release_volume": "claim", "s3_endpoint": ""}
+    place = {"release_root": "s3://not-looked-at", "release_volume": "claim", "s3_endpoint": ""}
     function("publish")(**given, **place, backend="onnxruntime", release=said)
     uri = json.loads(Path(said.path).read_text("utf-8"))["release"]
     assert uri.startswith("pvc://claim/releases/")
@@ -205,25 +221,35 @@ def test_a_release_on_a_volume_has_the_name_that_servers_know(bundle: Bundle, tm
 
 def test_a_release_that_no_server_can_read_is_not_deployed(bundle: Bundle, tmp_path: Path) -> None:
     from pneumonia.errors import UsageError
-    from pneumonia.pipelines.step import deploy_release
+    from pneumonia.pipelines.tasks import deploy_release
 
-    release = tmp_path / "release.json"
+    release, out = tmp_path / "release.json", tmp_path / "out.json"
     release.write_text(json.dumps({"release": "/data/releases/0", "model_id": bundle.model_id}))
     with pytest.raises(UsageError, match="no server of the cluster can read"):
-        deploy_release(settings(tmp_path), release, bundle.path, tmp_path, "ml", "pneumonia", 10, tmp_path / "out.json")
-    assert not (tmp_path / "out.json").exists()
+        deploy_release(Path(settings(tmp_path).path), release, bundle.path, tmp_path, "ml", "pneumonia", 10, out)
+    assert not out.exists()
 
 
-def test_the_first_step_misses_a_model_that_is_on_no_hub_and_lets_folders_of_later_steps_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pneumonia.errors import MissingPrerequisite
-    from pneumonia.pipelines.step import fetch_images
+def test_fetched_images_travel_as_one_archive_that_says_nothing_of_who_fetched_them(tmp_path: Path) -> None:
+    from pneumonia.pipelines.tasks import fetch_images, unpack
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    small = settings(tmp_path, "data.num_images=40")
-    with pytest.raises(MissingPrerequisite, match=r"model\.checkpoint=nobody/no-such-model"):
-        fetch_images([*small, "model.checkpoint=nobody/no-such-model"], tmp_path / "fetched")
-    assert not (tmp_path / "fetched").exists()
-    fetch_images([*small, "model.checkpoint=/only/on/the/node/that/trains"], tmp_path / "fetched")
-    assert (tmp_path / "fetched").is_dir()
+    out, again = tmp_path / "fetched", tmp_path / "again"
+    for path in (out, again):
+        fetch_images([*SMOKE, "data.num_images=40"], tmp_path / "settings.yaml", path)
+    with tarfile.open(out) as archive:
+        assert {(member.uid, member.gid, member.uname, member.gname) for member in archive} == {(0, 0, "", "")}
+    images, others = (
+        sorted(path.name for path in unpack(archive, folder).rglob("*.*") if path.suffix not in (".json", ".csv"))
+        for archive, folder in ((out, tmp_path / "images"), (again, tmp_path / "others"))
+    )
+    assert len(images) == 40
+    assert images == others
+
+
+def test_what_is_no_archive_of_images_is_said(tmp_path: Path) -> None:
+    from pneumonia.errors import DataError
+    from pneumonia.pipelines.tasks import unpack
+
+    (tmp_path / "fetched").write_text("half an archive")
+    with pytest.raises(DataError, match="no archive of fetched images"):
+        unpack(tmp_path / "fetched", tmp_path / "images")

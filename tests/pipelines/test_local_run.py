@@ -41,7 +41,7 @@ def test_a_run_ends_with_bundle_report_and_release(tmp_path: Path) -> None:
     assert result["metrics"]["recall"] == measured["test"]["recall"]["value"]
     assert "KFP Executor" not in done.stderr
     assert list(result["seconds"]) == [
-        "fetch", "prepare", "train", "evaluate", "gate", "export-onnx", "export-int8", "parity", "publish", "notify",
+        "check", "fetch", "prepare", "train", "evaluate", "gate", "export", "publish", "notify",
     ]  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_a_refused_model_goes_nowhere(tmp_path: Path) -> None:
     assert last.startswith("error: step gate: the gate refused this model: test accuracy")
     assert "is below 1" in last
     ran = {path.parent.name for path in tmp_path.glob("pipeline_runs/*/*/*/executor_output.json")}
-    assert ran == {"fetch", "prepare", "train", "evaluate", "notify"}
+    assert ran == {"check", "fetch", "prepare", "train", "evaluate", "notify"}
     assert not (tmp_path / "models").exists()
     assert not (tmp_path / "releases").exists()
 
