@@ -1,4 +1,4 @@
-"""What steps ask of a cluster: GPUs, shared memory, secrets, CPU, memory; none of it means anything to a local run."""
+"""What steps ask of a cluster: GPUs, shared memory, secrets, CPU, memory, time; none of it means anything to a local run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ SECRETS = "/var/run/secrets/pneumonia"
 """Where pneumonia.pipelines.step looks for secrets."""
 SMALL = ("100m", "1", "256Mi", "2Gi")
 """CPU and memory of steps that only ask others: request and limit of each."""
+HOUR_S = 3600
+STEP_S, TRAINING_S = 6 * HOUR_S, 72 * HOUR_S
+"""Most time of a step's pod, the wait for its image included; a constant, because Kubeflow takes no parameter there."""
 
 
 def with_secrets(task: PipelineTask, names: Iterable[str]) -> PipelineTask:
@@ -37,12 +40,13 @@ def at_place(task: PipelineTask, image: Any, gpus: Any, tolerations: Any, node_s
 
 
 def with_resources(
-    task: PipelineTask, cpu_request: Any, cpu_limit: Any, memory_request: Any, memory_limit: Any
+    task: PipelineTask, cpu_request: Any, cpu_limit: Any, memory_request: Any, memory_limit: Any, seconds: int = STEP_S
 ) -> PipelineTask:
-    """The task with CPU and memory.
+    """The task with CPU and memory, and the most time of its pod.
 
     A parameter has to be an input of some task of the same graph too: kfp 2.17 does not hand one that only resources
     name down into a nested graph, such as that of the exit handler.
     """
     task.set_cpu_request(cpu_request).set_cpu_limit(cpu_limit)
+    kubernetes.set_timeout(task, seconds)
     return task.set_memory_request(memory_request).set_memory_limit(memory_limit)

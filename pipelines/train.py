@@ -9,7 +9,7 @@ from kfp import compiler, dsl
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from components.check.component import check
-from components.cluster import SMALL, at_place, with_resources, with_secrets
+from components.cluster import SMALL, TRAINING_S, at_place, with_resources, with_secrets
 from components.confirm.component import confirm
 from components.deploy.component import deploy as deploy_release
 from components.evaluate.component import evaluate
@@ -165,7 +165,7 @@ def train_pipeline(
         # One task, whatever it runs on: behind a condition, a task that the cache answered counts as never ended.
         training = train(**settings, nodes=checked.outputs["train_nodes"], prepared=prepared)
         at_place(training, *(checked.outputs[f"train_{name}"] for name in PLACE))
-        with_resources(with_secrets(training, ["mlflow", "s3", "settings"]), *large)
+        with_resources(with_secrets(training, ["mlflow", "s3", "settings"]), *large, seconds=TRAINING_S)
         trained = training.outputs["trained"]
         evaluating = evaluate(**settings, baseline=baseline, trained=trained, prepared=prepared)
         with_resources(with_secrets(evaluating, ["mlflow", "s3", "settings"]), *small)

@@ -24,6 +24,10 @@ from pneumonia.pipelines.cluster import Kubeflow, Run
 from pneumonia.pipelines.nodes import Step
 
 NAMESPACE = os.environ.get("KUBEFLOW_NAMESPACE", "kubeflow")
+OPEN_GATE = json.dumps(
+    dict.fromkeys(("accuracy", "precision", "recall", "f1", "recall_low"), 0)
+    | dict.fromkeys(("stress_auroc", "stress_recall", "stress_specificity"))
+)
 
 
 @dataclass

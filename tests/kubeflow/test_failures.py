@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MINUTE = 60.0
 SCHEDULED = 180.0
 """Time for the drivers before a step, which come before the cause."""
-OPEN_GATE = {f"gate_{name}": "0" for name in ("accuracy", "precision", "recall", "f1", "recall_low")}
 
 
 def failed(run: Run) -> bool:
@@ -24,13 +23,13 @@ def failed(run: Run) -> bool:
 def test_a_mistyped_override_ends_the_run_in_its_first_step(backend: Backend) -> None:
     run_id = backend.submit('overrides=["data.no_such=1"]')
     run = backend.until(run_id, failed, SCHEDULED)
-    fetch = step(run, "fetch")
-    assert (fetch.exit_code, fetch.reason) == (2, "data.no_such: no such key; the nearest is data.source")
+    check = step(run, "check")
+    assert (check.exit_code, check.reason) == (2, "data.no_such: no such key; the nearest is data.source")
     run = backend.ended(run_id)
     done = backend.pneumoctl("status", run_id)
     assert done.returncode == 1
-    assert "step fetch: failed: data.no_such: no such key" in done.stderr.splitlines()[-1]
-    assert "failed: step fetch: failed: data.no_such: no such key" in backend.said(run)
+    assert "step check: failed: data.no_such: no such key" in done.stderr.splitlines()[-1]
+    assert "failed: step check: failed: data.no_such: no such key" in backend.said(run)
     own = backend.pneumoctl("logs", run_id).stdout
     assert own == "error: data.no_such: no such key; the nearest is data.source\n"
     assert "launcher_v2.go" in backend.pneumoctl("logs", run_id, "--all").stdout
@@ -40,16 +39,16 @@ def test_an_image_that_is_not_there_is_what_the_run_waits_for(backend: Backend) 
     run_id = backend.submit(image="nowhere.invalid/pneumonia-step:9")
     run = backend.until(run_id, lambda run: "waits for its image" in run.reason, SCHEDULED + MINUTE)
     assert "nowhere.invalid/pneumonia-step:9" in run.reason
-    assert step(run, "fetch").state == "WAITING"
+    assert step(run, "check").state == "WAITING"
     assert backend.pneumoctl("status", run_id).returncode == 10
     backend.terminate(run_id)
     run = backend.until(run_id, lambda run: run.state == "TERMINATED", 2 * MINUTE)
-    assert run.reason == "terminated by hand while fetch ran"
+    assert run.reason == "terminated by hand while check ran"
     assert backend.pneumoctl("status", run_id).returncode == 130
 
 
 def test_a_gate_that_refuses_publishes_nothing(backend: Backend) -> None:
-    run = backend.ended(backend.submit(gate_recall="1.0"))
+    run = backend.ended(backend.submit(gate='{"recall": 1.0}'))
     gate = step(run, "gate")
     assert (run.state, gate.state, gate.exit_code) == ("FAILED", "FAILED", 5)
     assert gate.reason.startswith("the gate refused this model")
@@ -58,12 +57,12 @@ def test_a_gate_that_refuses_publishes_nothing(backend: Backend) -> None:
 
 
 def test_a_bucket_that_is_not_there(backend: Backend) -> None:
-    settings = {**OPEN_GATE, "recall_target": "0.5"}
-    run = backend.ended(backend.submit(release_root="s3://no-such-bucket-of-anyone/x", **settings))
-    (lost,) = [item for item in run.steps if item.state == "FAILED"]
-    assert lost.exit_code
-    assert "no-such-bucket-of-anyone" in lost.reason
-    assert f"failed: step {lost.name}: failed: " in backend.said(run)
+    run_id = backend.submit(release_root="s3://no-such-bucket-of-anyone/x")
+    run = backend.until(run_id, failed, SCHEDULED)
+    check = step(run, "check")
+    assert check.exit_code == 4
+    assert "no-such-bucket-of-anyone" in check.reason
+    assert "failed: step check: failed: " in backend.said(backend.ended(run_id))
 
 
 def test_a_training_pod_that_is_killed(backend: Backend, kubectl: Callable[..., str]) -> None:
