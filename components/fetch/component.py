@@ -34,7 +34,7 @@ def fetch(
         data_digest: from check; part of the cache key, which does not see what a folder holds.
         library_version: version of `pneumonia` that the pipeline was compiled for.
         settings: `settings.yaml`: the whole configuration, resolved.
-        fetched: one tar archive of `source.json` and, where the source makes them, the images.
+        fetched: one zip archive of `source.json` and, where the source makes them, the images.
     """
     from pneumonia.pipelines.step import step
 

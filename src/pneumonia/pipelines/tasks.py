@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,10 @@ def fetch_images(overrides: Sequence[str], settings: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="pneumonia-fetch.") as folder:
         images = Path(folder) / "images"
         patiently(lambda: fetch(config.data, images))
-        with replace_file(out) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
-            for entry in sorted(images.iterdir()):
-                archive.add(entry, entry.name, filter=_nobodys)
-
-
-def _nobodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Whoever fetched the images is nobody's business."""
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
+        # Images are compressed already. A zip, because tarfile of Python before 3.11.4 trusts the names in it.
+        with replace_file(out) as stream, zipfile.ZipFile(stream, "w", strict_timestamps=False) as archive:
+            for path in sorted(images.rglob("*")):
+                archive.write(path, path.relative_to(images))
 
 
 @contextlib.contextmanager
@@ -59,9 +53,9 @@ def unpacked(fetched: Path) -> Iterator[Path]:
 def unpack(fetched: Path, out: Path) -> Path:
     """Take the images of an archive of `fetch_images` out to `out`; returns `out`."""
     try:
-        with tarfile.open(fetched) as archive:
-            archive.extractall(out, filter="data")
-    except (tarfile.TarError, OSError) as error:
+        with zipfile.ZipFile(fetched) as archive:
+            archive.extractall(out)
+    except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{fetched}: no archive of fetched images ({error}); run `fetch` again") from error
     return out
 
