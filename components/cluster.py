@@ -1,4 +1,4 @@
-"""What steps ask of a cluster: GPUs, shared memory, secrets, CPU, memory, time; none of it means anything to a local run."""
+"""What steps ask of a cluster: GPUs, shared memory, secrets, CPU, memory, time; a local run takes none of it."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pneumonia.core.gate import refusals
+from pneumonia.core.gate import refusals, worse_than_champion
+from pneumonia.core.metrics import Interval
 from pneumonia.errors import GateRefused
 
 LEAST = {"accuracy": 0.9, "precision": 0.88, "recall": 0.92, "f1": 0.9}
@@ -23,6 +24,25 @@ def test_each_figure_can_refuse_alone(name: str) -> None:
     reasons = refusals(_metrics(**{name: LEAST[name] - 0.0001}), LEAST)
     assert len(reasons) == 1
     assert name in reasons[0]
+
+
+def test_a_figure_may_have_an_upper_bound() -> None:
+    assert refusals({"ece": {"value": 0.1}}, {}, {"ece": 0.1}) == []
+    assert refusals({"ece": {"value": 0.1001}}, {}, {"ece": 0.1}) == ["test ece 0.1001 is above 0.1"]
+    assert refusals({"ece": {"value": None}}, {}, {"ece": 0.1}) == ["test ece is undefined, at most 0.1 is allowed"]
+
+
+@pytest.mark.parametrize(
+    ("low", "refused"),
+    [(-0.02, False), (-0.0201, True), (0.01, False), (None, True)],
+    ids=["at", "below", "above", "none"],
+)
+def test_a_model_has_to_show_that_it_is_not_worse_than_the_champion(low: float | None, refused: bool) -> None:
+    even = Interval(0.0, -0.001, 0.001)
+    gap = Interval(None if low is None else 0.0, low, None if low is None else 0.02)
+    for name, other in (("recall", "auroc"), ("auroc", "recall")):
+        reasons = worse_than_champion({name: gap, other: even}, 0.02)
+        assert [name in reason for reason in reasons] == [True] * refused
 
 
 def test_undefined_and_missing_figures_refuse() -> None:

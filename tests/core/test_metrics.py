@@ -7,6 +7,7 @@ import pytest
 from sklearn import metrics as reference
 
 from pneumonia.core.metrics import (
+    Interval,
     confusion,
     metrics_with_intervals,
     paired_difference,
@@ -118,3 +119,20 @@ def test_two_models_are_compared_on_the_same_draws(scored: tuple[np.ndarray, np.
     alone = metrics_with_intervals(labels, better, 0.5, patients)["auroc"]
     # Paired, the interval is narrower than that of either model alone.
     assert gap.high - gap.low < alone.high - alone.low
+
+
+def test_answers_that_are_all_right_are_not_certain() -> None:
+    labels = np.repeat([0, 1], 30)
+    patients = np.array([f"p{index // 2}" for index in range(60)])
+    found = metrics_with_intervals(labels, labels * 0.8 + 0.1, 0.5, patients, samples=200)
+    # Clopper and Pearson's lower end for 15 of 15 patients, and for 30 of 30; scipy.stats.beta.ppf(.025, 15, 1).
+    assert found["recall"] == found["specificity"] == found["precision"] == Interval(1.0, 0.781981, 1)
+    assert found["accuracy"] == Interval(1.0, 0.884297, 1)
+    assert found["f1"] == Interval(1.0, 0.781981, 1)
+    wrong = metrics_with_intervals(labels, 0.9 - labels * 0.8, 0.5, patients, samples=200)
+    assert wrong["recall"] == Interval(0.0, 0, 0.218019)
+    one = metrics_with_intervals(labels, np.where(np.arange(60) == 59, 0.1, labels * 0.8 + 0.1), 0.5, patients)[
+        "recall"
+    ]
+    assert one.low is not None
+    assert 0.78198 < one.low < one.value < 1  # type: ignore[operator]

@@ -105,6 +105,18 @@ def test_the_gate_refuses_below_its_bounds_and_passes_above(evaluated: Path) -> 
     assert [reason.split()[1] for reason in caught.value.reasons] == ["accuracy", "precision"]
 
 
+def test_bounds_that_are_asked_for_are_asked(evaluated: Path) -> None:
+    config = smoke_config(evaluated.parent, *OPEN_GATE)
+    asked = dataclasses.replace(config.gate, specificity=0.0, auroc=0.0, ece=1.0)
+    verdict = gate(dataclasses.replace(config, gate=asked), evaluated)
+    said = [list(verdict[name]) for name in ("specificity", "auroc", "ece")]
+    assert said == [["value", "least"], ["value", "least"], ["value", "most"]]
+    strict = dataclasses.replace(config.gate, specificity=1.0, auroc=1.0, ece=0.0)
+    with pytest.raises(GateRefused) as caught:
+        gate(dataclasses.replace(config, gate=strict), evaluated)
+    assert {reason.split()[1] for reason in caught.value.reasons} >= {"auroc", "ece"}
+
+
 def test_a_folder_without_metrics_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run `pneumoctl evaluate`"):
         read_metrics(tmp_path)
@@ -137,7 +149,7 @@ def test_a_model_that_is_worse_than_the_champion_is_refused_and_an_equal_one_is_
     def against(champion: Path, ours: Path = evaluated) -> dict[str, object]:
         return gate(dataclasses.replace(config, gate=dataclasses.replace(config.gate, champion=str(champion))), ours)
 
-    with pytest.raises(GateRefused, match="test auroc is below the champion's by"):
+    with pytest.raises(GateRefused, match="test auroc may be below the champion's by more"):
         against(stand_in("perfect"), stand_in("useless", sick=0.1))
     assert against(evaluated)["champion"]["compared"] is True  # type: ignore[index]
     with pytest.raises(DataError, match="evaluate the champion on the same prepared data set"):

@@ -213,10 +213,11 @@ def _answer_rows(answers: Answers) -> list[Sequence[str]]:
 def _metric_rows(test: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     for name, figure in test.items():
-        least = f">= {verdict[name]['least']:.2f}" if name in verdict else ""
+        asked = verdict.get(name, {})
+        bounds = [f"{sign} {asked[key]:.2f}" for sign, key in ((">=", "least"), ("<=", "most")) if key in asked]
         value = "-" if figure["value"] is None else f"{figure['value']:.4f}"
         low, high = figure.get("low"), figure.get("high")
-        rows.append((name, value, "" if low is None or high is None else f"{low:.3f} to {high:.3f}", least))
+        rows.append((name, value, "" if low is None or high is None else f"{low:.3f} to {high:.3f}", *(bounds or [""])))
     return rows
 
 

@@ -351,6 +351,12 @@ class GateConfig:
     """Least F1."""
     recall_low: float = 0.90
     """Least lower end of the 95 % interval of recall: a good figure on few patients proves little."""
+    specificity: Optional[float] = None  # noqa: UP045
+    """Least specificity; null does not ask."""
+    auroc: Optional[float] = None  # noqa: UP045
+    """Least area under the ROC curve; null does not ask."""
+    ece: Optional[float] = None  # noqa: UP045
+    """Most expected calibration error; null does not ask."""
     stress_auroc: Optional[float] = None  # noqa: UP045
     """Least AUROC under the worst change of framing (crops, borders, bars); null does not ask. Of drawn images none of
     the three is asked."""
@@ -360,9 +366,13 @@ class GateConfig:
     """Least specificity under the worst change of framing, at the served threshold; null does not ask."""
     champion: Optional[str] = None  # noqa: UP045
     """Folder of the evaluation of the model that is served now, on the same test images; null where there is none."""
+    champion_margin: float = 0.02
+    """A model is refused unless the lower 95 % end of its recall and of its AUROC, each less the champion's on the same
+    images, is above minus this."""
 
     def __post_init__(self) -> None:
-        for name in ("stress_auroc", "stress_recall", "stress_specificity"):
+        _between("gate.champion_margin", self.champion_margin, 0.0, 1.0)
+        for name in ("specificity", "auroc", "ece", "stress_auroc", "stress_recall", "stress_specificity"):
             if (bound := getattr(self, name)) is not None:
                 _between(f"gate.{name}", bound, 0.0, 1.0)
         for name in ("accuracy", "precision", "recall", "f1", "recall_low"):

@@ -8,11 +8,13 @@ from typing import Any
 from pneumonia.core.metrics import Interval
 
 
-def refusals(metrics: Mapping[str, Mapping[str, Any]], least: Mapping[str, float]) -> list[str]:
+def refusals(
+    metrics: Mapping[str, Mapping[str, Any]], least: Mapping[str, float], most: Mapping[str, float] | None = None
+) -> list[str]:
     """Every reason why a model may not pass; empty when it may.
 
     metrics: by name, {"value", "low", "high"} as an evaluation wrote them. least: the smallest value allowed by name;
-    a name that ends in _low is about the lower end of the 95 % interval.
+    a name that ends in _low is about the lower end of the 95 % interval. most: the largest value allowed by name.
     """
     reasons = []
     for name, bound in least.items():
@@ -23,6 +25,12 @@ def refusals(metrics: Mapping[str, Mapping[str, Any]], least: Mapping[str, float
             reasons.append(f"{what} is undefined, at least {bound:g} is required")
         elif value < bound:
             reasons.append(f"{what} {value:.4f} is below {bound:g}")
+    for name, bound in (most or {}).items():
+        value = metrics.get(name, {}).get("value")
+        if value is None:
+            reasons.append(f"test {name} is undefined, at most {bound:g} is allowed")
+        elif value > bound:
+            reasons.append(f"test {name} {value:.4f} is above {bound:g}")
     return reasons
 
 
@@ -47,14 +55,22 @@ def stress_refusals(worst: Mapping[str, Mapping[str, Any]], least: Mapping[str, 
     return reasons
 
 
-def worse_than_champion(difference: Mapping[str, Interval], names: Sequence[str] = ("recall", "auroc")) -> list[str]:
-    """Every figure in which a model is worse than the champion beyond chance; empty where it is not.
+def worse_than_champion(
+    difference: Mapping[str, Interval], margin: float, names: Sequence[str] = ("recall", "auroc")
+) -> list[str]:
+    """Every figure in which a model may be worse than the champion by more than `margin`; empty where in none.
 
-    difference: model minus champion, from `core.metrics.paired_difference`. Worse beyond chance means that even the
-    upper end of the 95 % interval is below 0.
+    difference: model minus champion, from `core.metrics.paired_difference`. The lower end of its 95 % interval decides,
+    as in a non-inferiority trial: few images are no proof that nothing was lost.
     """
-    return [
-        f"test {name} is below the champion's by {-gap.value:.4f} (95 % interval {gap.low:+.4f} to {gap.high:+.4f})"
-        for name in names
-        if (gap := difference[name]).value is not None and gap.low is not None and gap.high is not None and gap.high < 0
-    ]
+    reasons = []
+    for name in names:
+        gap = difference[name]
+        if gap.value is None or gap.low is None or gap.high is None:
+            reasons.append(f"test {name} cannot be compared with the champion's: it is undefined")
+        elif gap.low < -margin:
+            reasons.append(
+                f"test {name} may be below the champion's by more than {margin:g}: {gap.value:+.4f} (95 % interval "
+                f"{gap.low:+.4f} to {gap.high:+.4f}); a better model or more test patients would show that it is not"
+            )
+    return reasons

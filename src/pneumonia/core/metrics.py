@@ -116,7 +116,11 @@ def metrics_with_intervals(
     seed: int = 42,
     prevalence: float = PREVALENCE,
 ) -> dict[str, Interval]:
-    """The figures with patient-bootstrap 95 % percentile intervals."""
+    """The figures with patient-bootstrap 95 % percentile intervals.
+
+    A bootstrap of answers that are all right never draws a wrong one and would call that certain. There the end of an
+    exact interval (Clopper and Pearson 1934) stands in its place, with patients for the number of trials.
+    """
     points = point_metrics(labels, probability, threshold, prevalence)
     weights = patient_weights(patients, samples, seed)
     resampled = weighted_metrics(labels, probability, threshold, weights, prevalence)
@@ -129,7 +133,25 @@ def metrics_with_intervals(
         defined = resampled[name][~np.isnan(resampled[name])]
         low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
         intervals[name] = Interval(known(value), known(low), known(high))
-    return intervals
+    return intervals | _of_all_or_none(intervals, labels, probability >= threshold, patients)
+
+
+def _of_all_or_none(
+    intervals: dict[str, Interval], labels: Ints, predicted: npt.NDArray[np.bool_], patients: npt.NDArray[np.str_]
+) -> dict[str, Interval]:
+    """Exact intervals of the shares that are 0 or 1 in every sample."""
+    counted = {"accuracy": labels >= 0, "precision": predicted, "recall": labels == 1, "specificity": labels == 0}
+    found = {}
+    for name, images in counted.items():
+        value = intervals[name].value
+        trials = len(np.unique(patients[images]))
+        if value in (0, 1) and intervals[name] == Interval(value, value, value) and trials:
+            reach = round(float(0.025 ** (1 / trials)), 6)
+            found[name] = Interval(1, reach, 1) if value else Interval(0, 0, round(1 - reach, 6))
+    low = [found.get(name, intervals[name]).low for name in ("precision", "recall")]
+    if intervals["f1"] == Interval(1, 1, 1) and low[0] and low[1]:
+        found["f1"] = Interval(1, round(2 * low[0] * low[1] / (low[0] + low[1]), 6), 1)
+    return found
 
 
 def confusion(labels: Ints, probability: Floats, threshold: float) -> list[list[int]]:

@@ -223,19 +223,21 @@ def read_metrics_of(bundle: Bundle, evaluation: Path) -> dict[str, Any]:
 def gate(config: Config, evaluation: Path) -> dict[str, Any]:
     """Compare test figures with the least ones of `config.gate`, and with the champion where there is one.
 
-    Returns {name: {"value", "least"}} and, under "champion", what that comparison said. Raises GateRefused with every
-    reason, DataError where the champion was evaluated on other images.
+    Returns {name: {"value", "least"}}, "most" for an upper bound, and, under "champion", what that comparison said.
+    Raises GateRefused with every reason, DataError where the champion was evaluated on other images.
     """
     metrics = read_metrics(evaluation)
     least = {name: getattr(config.gate, name) for name in ("accuracy", "precision", "recall", "f1", "recall_low")}
-    reasons = refusals(metrics["test"], least)
+    least |= {name: bound for name in ("specificity", "auroc") if (bound := getattr(config.gate, name)) is not None}
+    most = {} if config.gate.ece is None else {"ece": config.gate.ece}
+    reasons = refusals(metrics["test"], least, most)
     stress, why = _stress_verdict(config, metrics)
     reasons += why
     if config.gate.champion is None:
         champion: dict[str, Any] = {"compared": False, "why": "no champion: gate.champion is null"}
     else:
         difference = _against(config, evaluation, metrics, Path(config.gate.champion))
-        reasons += worse_than_champion(difference)
+        reasons += worse_than_champion(difference, config.gate.champion_margin)
         champion = {"compared": True, "difference": {name: gap.to_json() for name, gap in difference.items()}}
     if reasons:
         raise GateRefused(reasons)
@@ -244,6 +246,7 @@ def gate(config: Config, evaluation: Path) -> dict[str, Any]:
                "least": bound}
         for name, bound in least.items()
     }  # fmt: skip
+    figures |= {name: {"value": metrics["test"][name]["value"], "most": bound} for name, bound in most.items()}
     return {**figures, **stress, "champion": champion}
 
 

@@ -65,7 +65,7 @@ class PipelineRun:
         return dict(json.loads((self.evaluation / contract.METRICS_FILE).read_text("utf-8")))
 
     def verdict(self) -> dict[str, Any]:
-        """The gate's figures: {name: {"value", "least"}}."""
+        """The gate's figures: {name: {"value", "least"}}, "most" for an upper bound."""
         return dict(json.loads(artifact(self.path, "gate", "verdict").read_text("utf-8")))
 
 
