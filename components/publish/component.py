@@ -31,7 +31,7 @@ def publish(
         library_version: version of `pneumonia` that the pipeline was compiled for.
         settings: from fetch.
         bundle: from export.
-        release: JSON with the release's place and model.
+        release: JSON with the release's place and model, which Kubeflow's page shows too.
     """
     from pneumonia.pipelines.step import step
 
@@ -41,4 +41,5 @@ def publish(
         from pneumonia.pipelines.tasks import publish_bundle
 
         place = (release_root, release_volume, s3_endpoint)
-        publish_bundle(Path(settings.path), Path(bundle.path), *place, backend, Path(release.path))
+        said = publish_bundle(Path(settings.path), Path(bundle.path), *place, backend, Path(release.path))
+        release.metadata.update(said)

@@ -34,7 +34,7 @@ def test_from_phantoms_to_a_release(backend: Backend, first: Run) -> None:
     assert {item.state for item in first.steps} == {"SUCCEEDED"}
     assert backend.said(first).endswith(": succeeded")
     assert backend.pneumoctl("status", first.run_id).returncode == 0
-    assert backend.pneumoctl("logs", first.run_id, "publish").stdout
+    assert "train: " in backend.pneumoctl("logs", first.run_id, "train").stdout
 
 
 def test_a_run_has_few_pods(backend: Backend, first: Run, kubectl: Callable[..., str]) -> None:

@@ -202,7 +202,7 @@ def test_a_refused_canary_fails_the_pipeline_after_its_reasons_were_kept(
 
 
 def test_a_release_on_a_volume_has_the_name_that_servers_know(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pneumonia.pipelines import tasks
 
@@ -213,6 +213,8 @@ def test_a_release_on_a_volume_has_the_name_that_servers_know(
     place = {"release_root": "s3://not-looked-at", "release_volume": "claim", "s3_endpoint": ""}
     function("publish")(**given, **place, backend="onnxruntime", release=said)
     uri = json.loads(Path(said.path).read_text("utf-8"))["release"]
+    assert said.metadata["release"] == uri
+    assert f"publish: {said.metadata['model_id']} in {uri}" in capsys.readouterr().err
     assert uri.startswith("pvc://claim/releases/")
     release = tmp_path / "volume" / uri.removeprefix("pvc://claim/")
     assert verify_release(release)["backend"] == "onnxruntime"

@@ -202,9 +202,12 @@ def test_an_unreachable_tracking_server_is_noticed_before_training(prepared: Pre
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_local_run_is_recorded_from_parameters_to_bundle(prepared: PreparedData, tmp_path: Path) -> None:
+def test_a_local_run_is_recorded_from_parameters_to_bundle(
+    prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
 
+    monkeypatch.setenv("KFP_POD_NAME", "pneumonia-train-abcde-system-container-impl-1")
     config = smoke_config(tmp_path, "tracking.uri=local")
     bundle = train(config, prepared.path, tmp_path / "run" / "bundle")
     metrics = evaluate(config, bundle.path, prepared.path, tmp_path / "evaluation")
@@ -215,6 +218,7 @@ def test_a_local_run_is_recorded_from_parameters_to_bundle(prepared: PreparedDat
     assert run.info.status == "FINISHED"
     assert run.data.params["training.max_steps"] == "4"
     assert run.data.tags["synthetic"] == "True"
+    assert run.data.tags["kubeflow.pod"] == "pneumonia-train-abcde-system-container-impl-1"
     assert {"eval_auroc", "val_recall"} <= set(run.data.metrics)
     recall = metrics["test"]["recall"]
     kept = {end: run.data.metrics[f"test_recall{end}"] for end in ("", "_low", "_high")}

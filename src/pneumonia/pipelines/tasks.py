@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,8 +120,8 @@ def export_forms(
 
 def publish_bundle(
     settings: Path, bundle: Path, root: str, volume: str, s3_endpoint: str, backend: str, out: Path
-) -> None:
-    """Publish the bundle below `root` as MLflow's candidate; the release's place goes to `out` as JSON.
+) -> dict[str, Any]:
+    """Publish the bundle below `root` as MLflow's candidate; the release's place goes to `out` as JSON, and back.
 
     volume: PersistentVolumeClaim that is to use instead of `root`; empty: none is. s3_endpoint:
     address of the object store, as boto3 takes it from AWS_ENDPOINT_URL_S3; empty leaves that as it is. backend: as in
@@ -137,7 +138,10 @@ def publish_bundle(
     place = (VOLUMES["release_volume"][1], f"pvc://{volume}") if volume else (root, None)
     release = patiently(lambda: publish_release(bundle, place[0], backend=chosen, served_from=place[1]))
     patiently(lambda: set_alias(tracking, REGISTERED_MODEL, release.uri, CANDIDATE, opened.digest))
-    write_json(out, {"release": release.uri, "model_id": release.model_id})
+    said = {"release": release.uri, "model_id": release.model_id}
+    print(f"publish: {release.model_id} in {release.uri}", file=sys.stderr, flush=True)
+    write_json(out, said)
+    return said
 
 
 def use_endpoint(s3_endpoint: str) -> None:

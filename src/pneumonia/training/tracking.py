@@ -26,6 +26,7 @@ _ENVIRONMENT = {
 }
 """Set where the user has not set them."""
 BUNDLE_TAG = "bundle_digest"
+POD_TAG = "kubeflow.pod"
 """The tag by which evaluation and export find the run that trained a bundle."""
 
 
@@ -121,6 +122,11 @@ def _one_line(error: BaseException) -> str:
     return shown(" ".join((str(error) or type(error).__name__).split()))[:300]
 
 
+def _pod() -> dict[str, str]:
+    """The way from an MLflow run back to Kubeflow's: the step's pod there, whose name begins with the run's workflow."""
+    return {POD_TAG: os.environ["KFP_POD_NAME"]} if os.environ.get("KFP_POD_NAME") else {}
+
+
 def require_reachable(uri: str) -> None:
     """Notice a server that is down before hours of training, not after."""
     import socket
@@ -167,7 +173,7 @@ def track(config: Config, run_name: str, tags: Mapping[str, str]) -> Iterator[Tr
         return
     uri, mlflow = config.tracking.uri, connect(config)
     with _explained(uri):
-        mlflow.start_run(run_name=run_name, tags=dict(tags))
+        mlflow.start_run(run_name=run_name, tags={**tags, **_pod()})
     with _recording(uri) as tracker:
         with _explained(uri):
             settings = {**flatten(config.to_json()), "tracking.uri": shown(uri)}
