@@ -123,7 +123,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _pod() -> dict[str, str]:
-    """The way from an MLflow run back to Kubeflow's: the step's pod there, whose name begins with the run's workflow."""
+    """The way from an MLflow run back to Kubeflow's: the pod, whose name begins with that of the run's workflow."""
     return {POD_TAG: os.environ["KFP_POD_NAME"]} if os.environ.get("KFP_POD_NAME") else {}
 
 
