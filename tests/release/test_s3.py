@@ -198,3 +198,15 @@ def test_what_the_store_refuses_is_explained(bundle: Bundle, root: str, monkeypa
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ServerUnavailable, match="check AWS_ENDPOINT_URL"):
         publish_release(bundle.path, root)
+
+
+def test_a_bucket_is_tried_before_it_is_needed(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(root)
+    assert isinstance(store, S3Store)
+    store.require_writable()
+    assert content(root) == {}, "what was written to try has to be gone"
+    with pytest.raises(MissingPrerequisite, match="no-such-bucket"):
+        S3Store("no-such-bucket", "").require_writable()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(MissingPrerequisite, match=BUCKET):
+        S3Store(BUCKET, "").require_writable()

@@ -214,6 +214,8 @@ class S3Store:
         """Write a small object below the prefix and delete it again. Raises MissingPrerequisite where it cannot."""
         key = f"{self.prefix}{PROBE}{uuid.uuid4().hex}"
         with _explained(f"s3://{self.bucket}/{key}"):
+            # Some servers make a bucket of a mistyped name.
+            self.client.head_bucket(Bucket=self.bucket)
             self.client.put_object(Bucket=self.bucket, Key=key, Body=b"")
             self.client.delete_object(Bucket=self.bucket, Key=key)
 
