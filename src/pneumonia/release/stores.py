@@ -296,10 +296,12 @@ def _explained(where: str) -> Iterator[None]:
         code = error.response.get("Error", {}).get("Code", "")
         if code == "NoSuchKey":
             raise
-        hint = {
-            "NoSuchBucket": "create the bucket first",
-            "AccessDenied": "these credentials need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket",
-        }.get(code, "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and the clock of this machine")
+        missing = "create the bucket first, or correct its name"
+        rights = "these credentials need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket"
+        # An answer to HEAD has no text, only its number.
+        hint = {"NoSuchBucket": missing, "404": missing, "AccessDenied": rights, "403": rights}.get(
+            code, "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and the clock of this machine"
+        )
         raise MissingPrerequisite(f"{where}: the store refuses ({error}); {hint}") from error
     except BotoCoreError as error:
         raise ServerUnavailable(f"{where}: no answer from the store ({error}); check AWS_ENDPOINT_URL") from error
