@@ -10,7 +10,10 @@ from pneumonia.data.prepare import PreparedData, prepare
 from pneumonia.data.sources import fetch
 
 SMOKE = ("experiment=smoke", "data=phantom", "data.num_images=240", "data.workers=2", "tracking.uri=null")
-OPEN_GATE = tuple(f"gate.{name}=0" for name in ("accuracy", "precision", "recall", "f1", "recall_low"))
+OPEN_GATE = (
+    *(f"gate.{name}=0" for name in ("accuracy", "precision", "recall", "f1", "recall_low")),
+    *(f"gate.{name}=null" for name in ("specificity", "auroc", "ece")),
+)
 
 
 def smoke_config(folder: Path, *overrides: str) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pneumonia.core.calibration import choose_threshold, fit_temperature, fit_temperature_and_offset
+from pneumonia.core.calibration import choose_threshold, fit_temperature, fit_temperature_and_offset, too_few_to_show
 from pneumonia.core.metrics import patient_weights, weighted_metrics
 from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.errors import GateRefused
@@ -99,3 +99,16 @@ def test_probability_is_the_softmax_and_survives_extreme_logits() -> None:
     assert probability[:2] == pytest.approx([0.5, 1 / (1 + np.exp(-2))])
     assert probability[2] == 1.0
     assert 0 <= probability[3] < 1e-300
+
+
+@pytest.mark.parametrize(("count", "said"), [(71, "71 PNEUMONIA patients"), (72, ""), (500, "")])
+def test_few_patients_cannot_show_a_recall(count: int, said: str) -> None:
+    labels = np.array([1] * (2 * count) + [0] * 9)
+    patients = np.array([f"p{index // 2}" for index in range(2 * count)] + ["n"] * 9)
+    why = too_few_to_show(labels, patients, 0.95)
+    assert why.startswith(said) and bool(why) == bool(said)
+    assert ("72 could" in why) == bool(said)
+
+
+def test_no_patient_shows_nothing() -> None:
+    assert "0 PNEUMONIA patients" in too_few_to_show(np.zeros(3, np.int64), np.array(["a", "b", "c"]), 0.95)

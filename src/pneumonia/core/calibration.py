@@ -72,6 +72,23 @@ def _search(loss: Callable[[float], float]) -> float:
     return float(np.exp((low + high) / 2))
 
 
+def too_few_to_show(labels: Ints, patients: npt.NDArray[np.str_], recall_target: float) -> str:
+    """Why a recall of `recall_target` cannot be shown on these patients even if every answer is right; empty if it can.
+
+    labels (N,), patients (N,). The lower end of Clopper and Pearson's 95 % interval of n right answers of n patients is
+    .025 ** (1 / n).
+    """
+    count = len(np.unique(patients[labels == contract.PNEUMONIA]))
+    reach = 0.025 ** (1 / count) if count else 0.0
+    if reach >= recall_target:
+        return ""
+    needed = int(np.ceil(np.log(0.025) / np.log(recall_target)))
+    return (
+        f"{count} PNEUMONIA patients of validation cannot show a recall of {recall_target:g}: if all are right, the "
+        f"lower 95 % end is {reach:.3f}; {needed} could"
+    )
+
+
 def choose_threshold(
     labels: Ints,
     probability: Floats,

@@ -21,7 +21,7 @@ from pneumonia.architecture import load_model
 from pneumonia.bundle import Bundle, Manifest, open_bundle, write_bundle
 from pneumonia.config.compose import to_yaml
 from pneumonia.config.schema import Config
-from pneumonia.core.calibration import choose_threshold, fit_temperature_and_offset
+from pneumonia.core.calibration import choose_threshold, fit_temperature_and_offset, too_few_to_show
 from pneumonia.core.metrics import metrics_with_intervals, point_metrics
 from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import Preprocessing
@@ -358,6 +358,8 @@ def _calibrate(config: Config, data: PreparedData, model: Any) -> Manifest:
     probability = pneumonia_probability(logits, temperature)
     options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
     threshold = choose_threshold(labels, probability, patients, config.evaluation.recall_target, **options)
+    if why := too_few_to_show(labels, patients, config.evaluation.recall_target):
+        print(f"train: {why}", file=sys.stderr, flush=True)
     prevalence = config.evaluation.prevalence
     figures = metrics_with_intervals(labels, probability, threshold, patients, **options, prevalence=prevalence)
     return Manifest(
