@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from pneumonia import contract
 from pneumonia.errors import MissingPrerequisite, PneumoniaError
 from pneumonia.inference.predictor import Predictor
 from pneumonia.kubernetes import KSERVE_SINCE, ApiError, Cluster, Namespace
+from pneumonia.rollout import history
 from pneumonia.rollout.service import (
     SERVICE_LABEL,
     Canary,
@@ -26,8 +26,6 @@ from pneumonia.rollout.service import (
 
 Connect = Callable[[str, int], Predictor]
 """Host and port of a Kubernetes Service -> what answers there."""
-HISTORY_KEY = "history"
-_HISTORY_LENGTH = 20
 _CONFLICTS = 5
 REQUEST_TIMEOUT_S = 30.0
 SETTLE_S = 5.0
@@ -138,7 +136,7 @@ class Rollout:
 
     def promote(self, variant: Variant) -> Service:
         """The canary becomes the stable predictor, in one patch; what was served is noted for `rollback` first."""
-        self._remember(self.read().stable, variant)
+        history.remember(self.namespace, self.read(), self.read().stable, variant)
 
         def make(service: Service) -> dict[str, Any] | None:
             if service.stable == variant:
@@ -346,41 +344,7 @@ class Rollout:
 
     def history(self) -> list[Variant]:
         """What was served before what is served now, oldest first."""
-        found = self.namespace.get("configmaps", self._history_name)
-        entries = json.loads((found or {}).get("data", {}).get(HISTORY_KEY, "[]"))
-        variants = [Variant(entry["name"], entry["uri"]) for entry in entries]
-        stable = self.read().stable
-        while variants and variants[-1].uri == stable.uri:
-            variants.pop()
-        return variants
-
-    @property
-    def _history_name(self) -> str:
-        return f"{self.name}-releases"
-
-    def _remember(self, outgoing: Variant, incoming: Variant) -> None:
-        """Note what is about to be replaced; going back to the newest note takes it off instead."""
-        before = self.history()
-        back = bool(before) and before[-1].uri == incoming.uri
-        kept = before if back else [*before, outgoing][-_HISTORY_LENGTH:]
-        data = {HISTORY_KEY: json.dumps([{"name": entry.name, "uri": entry.uri} for entry in kept])}
-        # Not an annotation of the InferenceService: KServe copies those to its pods, which would all restart.
-        if self.namespace.get("configmaps", self._history_name) is None:
-            owner = self.read().raw
-            metadata = {
-                "name": self._history_name,
-                "labels": {SERVICE_LABEL: self.name},
-                # Goes with it: a service that is installed anew has no history.
-                "ownerReferences": [
-                    {key: owner[key] for key in ("apiVersion", "kind")}
-                    | {key: owner["metadata"][key] for key in ("name", "uid")}
-                ],
-            }
-            self.namespace.create(
-                "configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-            )
-        else:
-            self.namespace.patch("configmaps", self._history_name, {"data": data})
+        return history.read(self.namespace, self.read())
 
     def _pods(self, workload: str) -> list[str]:
         """Why pods of a workload wait, in their own words; what does not get better by itself is `Hopeless`."""
