@@ -11,7 +11,7 @@ import pytest
 from pneumonia.bundle import open_bundle
 from tests.pipelines.test_local_run import OPEN_GATE, TINY, pipeline_run
 
-NEVER = {"fetch", "prepare", "gate", "publish", "notify"}
+NEVER = {"check", "gate", "publish", "notify"}
 
 
 @pytest.mark.slow
