@@ -11,7 +11,7 @@ def confirm(library_version: str, deployed: Input[Artifact]):
     """Fails with 5 where deploy refused the release, with the reasons as its last lines.
 
     A step of its own, so that the reasons are kept as an artifact and no retry brings a refused canary back. Never
-    cached, never tried again. Not run on a cluster.
+    cached, never tried again.
 
     Args:
         library_version: version of `pneumonia` that the pipeline was compiled for.

@@ -23,7 +23,7 @@ def deploy(
     A canary that fails a test is removed, the model that was served stays, and the reasons are in `deployed`, by which
     `confirm` fails: what a failed step has written is lost, and one that is tried again would put the canary back.
     Fails with 4 where the cluster lacks KServe or this step may not change it. Safe to run again after it was stopped
-    anywhere. Never cached. Not run on a cluster.
+    anywhere. Never cached.
 
     Args:
         library_version: version of `pneumonia` that the pipeline was compiled for.

@@ -35,6 +35,16 @@ _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
+def in_pod() -> bool:
+    """Whether this process runs in a pod of a cluster."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def own_namespace() -> str:
+    """That of this process's pod; `default` outside of pods."""
+    return _OWN_NAMESPACE.read_text("utf-8").strip() if _OWN_NAMESPACE.is_file() else "default"
+
+
 class ApiError(PneumoniaError):
     """What an API server refused. status: HTTP. kind_known: False where there is no such kind of object (no CRD)."""
 
@@ -75,7 +85,7 @@ class KubernetesCluster:
             return
         try:
             given = os.environ.get("KUBECONFIG")
-            if given is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            if given is None and context is None and in_pod():
                 config.load_incluster_config()
             else:
                 config.load_kube_config(given, context)
@@ -166,12 +176,6 @@ class Namespace:
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
         self.name = namespace
-
-    @classmethod
-    def own(cls, cluster: Cluster) -> Namespace:
-        """That of this process's pod; `default` outside of pods."""
-        own = _OWN_NAMESPACE
-        return cls(cluster, own.read_text("utf-8").strip() if own.is_file() else "default")
 
     def require(self, rights: Iterable[tuple[str, str]], name: str = "") -> None:
         """Ask whether this account may do `rights`, verbs with kinds, to `name`, or to any of the kind.

@@ -301,5 +301,9 @@ def test_compile_writes_the_packaged_pipeline_with_other_images(tmp_path: Path) 
     assert "image: r.example/s:2" in text
     assert "defaultValue: r.example/g:2" in text
     assert "pneumonia-step" not in text
+    before = out.read_bytes()
+    refused = pneumoctl("compile", "train", "gpus=1", "-o", str(out))
+    assert (refused.returncode, out.read_bytes()) == (2, before)
+    assert "gpus: not a volume" in refused.stderr
     assert pneumoctl("compile", "train", "-o", str(out)).returncode == 0
     assert out.read_bytes() == compiled_pipeline("train").read_bytes()

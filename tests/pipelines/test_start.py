@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pneumonia.config.compose import compose
 from pneumonia.errors import ConfigError, DataError, MissingPrerequisite, PneumoniaError, UsageError
 from pneumonia.kubernetes import ApiError, Namespace
 from pneumonia.pipelines import start as module
 from pneumonia.pipelines.checks import VOLUMES
+from pneumonia.pipelines.run import compiled_pipeline
 from pneumonia.pipelines.start import GPU_TAINT, data_digest, places, require_volume, start
 from tests.xray_folders import kaggle_names, write_images
 
@@ -173,5 +175,8 @@ def test_deploying_asks_for_rights_and_for_the_service(monkeypatch: pytest.Monke
     module._require_rights(wanted)
 
 
-def test_each_volume_is_one_that_the_pipeline_has() -> None:
-    assert set(VOLUMES) == {"data_volume", "training_volume", "release_volume"}
+def test_each_volume_is_a_parameter_and_its_tasks_are_the_pipelines() -> None:
+    spec = next(iter(yaml.safe_load_all(compiled_pipeline("train").read_text("utf-8"))))
+    assert set(VOLUMES) <= set(spec["root"]["inputDefinitions"]["parameters"])
+    tasks = {task for used, _, _ in VOLUMES.values() for task in used}
+    assert {f"exec-{task}" for task in tasks} <= set(spec["deploymentSpec"]["executors"])

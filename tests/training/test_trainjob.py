@@ -16,7 +16,6 @@ import pytest
 
 from pneumonia.bundle import Bundle
 from pneumonia.errors import MissingPrerequisite, PneumoniaError
-from pneumonia.training import trainjob
 from pneumonia.training.trainjob import JobShape, train_job, train_on_cluster
 from tests.pipelines.kubeflow import serve
 from tests.training.trainer_api import FakeTrainer, trains
@@ -176,7 +175,7 @@ def test_the_job_goes_with_the_pod_of_the_step(
     bundle: Bundle, prepared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
     (tmp_path / "namespace").write_text("ml\n")
-    monkeypatch.setattr(trainjob, "_NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr("pneumonia.kubernetes._OWN_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("KFP_POD_NAME", "run-train-1")
     monkeypatch.setenv("KFP_POD_UID", "7f")
     (tmp_path / "shared").mkdir()

@@ -48,11 +48,12 @@ def compile_(
     from pneumonia.errors import UsageError
     from pneumonia.pipelines.checks import VOLUMES
     from pneumonia.pipelines.package import check_arguments, compile_pipeline, mount_volumes
+    from pneumonia.pipelines.run import compiled_pipeline
 
-    package = compile_pipeline(pipeline, output, image=image, cuda_image=cuda_image)
-    arguments = check_arguments(package, _parsed(parameters))
+    arguments = check_arguments(compiled_pipeline(pipeline), _parsed(parameters))
     if others := sorted(arguments.keys() - VOLUMES.keys()):
         raise UsageError(f"{', '.join(others)}: not a volume; give it when the file is submitted")
+    package = compile_pipeline(pipeline, output, image=image, cuda_image=cuda_image)
     print(json.dumps({"pipeline": str(mount_volumes(package, arguments, output))}))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumonia import contract
-from pneumonia.core.metrics import Floats, Ints, patient_weights
+from pneumonia.core.metrics import Floats, Ints, lowest_of_all_right, patient_weights
 from pneumonia.errors import GateRefused
 
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -75,11 +75,10 @@ def _search(loss: Callable[[float], float]) -> float:
 def too_few_to_show(labels: Ints, patients: npt.NDArray[np.str_], recall_target: float) -> str:
     """Why a recall of `recall_target` cannot be shown on these patients even if every answer is right; empty if it can.
 
-    labels (N,), patients (N,). The lower end of Clopper and Pearson's 95 % interval of n right answers of n patients is
-    .025 ** (1 / n).
+    labels (N,), patients (N,). A patient is a trial of `lowest_of_all_right`.
     """
     count = len(np.unique(patients[labels == contract.PNEUMONIA]))
-    reach = 0.025 ** (1 / count) if count else 0.0
+    reach = lowest_of_all_right(count) if count else 0.0
     if reach >= recall_target:
         return ""
     needed = int(np.ceil(np.log(0.025) / np.log(recall_target)))

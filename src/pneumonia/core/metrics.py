@@ -119,7 +119,7 @@ def metrics_with_intervals(
     """The figures with patient-bootstrap 95 % percentile intervals.
 
     A bootstrap of answers that are all right never draws a wrong one and would call that certain. There the end of an
-    exact interval (Clopper and Pearson 1934) stands in its place, with patients for the number of trials.
+    exact interval stands in its place, with patients for the number of trials.
     """
     points = point_metrics(labels, probability, threshold, prevalence)
     weights = patient_weights(patients, samples, seed)
@@ -136,6 +136,11 @@ def metrics_with_intervals(
     return intervals | _of_all_or_none(intervals, labels, probability >= threshold, patients)
 
 
+def lowest_of_all_right(trials: int) -> float:
+    """Lower end of the exact 95 % interval of `trials` right answers of `trials` (Clopper and Pearson 1934)."""
+    return float(0.025 ** (1 / trials))
+
+
 def _of_all_or_none(
     intervals: dict[str, Interval], labels: Ints, predicted: npt.NDArray[np.bool_], patients: npt.NDArray[np.str_]
 ) -> dict[str, Interval]:
@@ -146,7 +151,7 @@ def _of_all_or_none(
         value = intervals[name].value
         trials = len(np.unique(patients[images]))
         if value in (0, 1) and intervals[name] == Interval(value, value, value) and trials:
-            reach = round(float(0.025 ** (1 / trials)), 6)
+            reach = round(lowest_of_all_right(trials), 6)
             found[name] = Interval(1, reach, 1) if value else Interval(0, 0, round(1 - reach, 6))
     low = [found.get(name, intervals[name]).low for name in ("precision", "recall")]
     if intervals["f1"] == Interval(1, 1, 1) and low[0] and low[1]:

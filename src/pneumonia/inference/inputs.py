@@ -26,7 +26,7 @@ EXAMPLES = 3
 """Names that are kept of files that are left out."""
 _PIECE = 1 << 20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError,
-           NotImplementedError, ValueError)  # fmt: skip
+           ValueError)  # fmt: skip
 """What damaged, encrypted and unknown archives raise."""
 
 

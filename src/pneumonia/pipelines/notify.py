@@ -12,6 +12,7 @@ import urllib.request
 from typing import Any
 
 from pneumonia.errors import ServerUnavailable
+from pneumonia.kubernetes import in_pod
 
 TIMEOUT_S = 10.0
 STATUS_TIMEOUT_S = 120.0
@@ -30,7 +31,7 @@ def notify(url: str, run: str, state: str, reason: str, run_id: str = "") -> Non
     has no reasons and calls a good run running, so there the API server is asked about `run_id` first. Nothing here
     fails: a message that did not arrive is no reason to call a run failed.
     """
-    ended = _asked(run_id) if run_id and "KUBERNETES_SERVICE_HOST" in os.environ else ""
+    ended = _asked(run_id) if run_id and in_pod() else ""
     text = f"pneumonia: {run}: {ended or _given(state, reason)}"
     print(f"notify: {text}", file=sys.stderr, flush=True)
     if not url:

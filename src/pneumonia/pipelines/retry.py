@@ -6,22 +6,17 @@ a pod that was killed once more, and none that ended with an exit code; other co
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pneumonia.errors import ServerUnavailable, SourceUnavailable
+from pneumonia.kubernetes import in_pod
 
 PAUSES_S = (10.0, 30.0, 90.0)
 """Before the second try and each one after it."""
 _Result = TypeVar("_Result")
-
-
-def in_pod() -> bool:
-    """Whether this process runs in a pod of a cluster."""
-    return "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def patiently(work: Callable[[], _Result], pauses_s: Sequence[float] | None = None) -> _Result:

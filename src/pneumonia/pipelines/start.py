@@ -14,12 +14,12 @@ from pneumonia.config.compose import compose
 from pneumonia.config.schema import Config
 from pneumonia.core.dicom import SALT_ENV
 from pneumonia.errors import MissingPrerequisite, UsageError
-from pneumonia.kubernetes import KubernetesCluster, Namespace
+from pneumonia.kubernetes import KubernetesCluster, Namespace, in_pod, own_namespace
 from pneumonia.pipelines.checks import VOLUMES, refuse_before_submission
-from pneumonia.pipelines.retry import in_pod, patiently
+from pneumonia.pipelines.retry import patiently
 from pneumonia.pipelines.tasks import use_endpoint
+from pneumonia.training.trainjob import GPU_TAINT
 
-GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 DEPLOY_RIGHTS = (
     ("get", "inferenceservices"),
     ("patch", "inferenceservices"),
@@ -154,5 +154,5 @@ def _require_rights(parameters: Mapping[str, Any]) -> None:
                 "namespace= and inference_service="
             )
     if cluster and on_nodes(parameters):
-        own = Namespace.own(cluster)
+        own = Namespace(cluster, own_namespace())
         patiently(lambda: own.require(TRAINJOB_RIGHTS))

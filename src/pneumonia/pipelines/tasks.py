@@ -86,12 +86,13 @@ def train_anywhere(settings: Path, prepared: Path, out: Path, nodes: Mapping[str
 def evaluate_trained(settings: Path, trained: Path, prepared: Path, out: Path, baseline: bool) -> None:
     """Score the test split; with `baseline`, fit a logistic regression too and put its figures beside the model's."""
     from pneumonia.evaluation.evaluate import evaluate
-    from pneumonia.pipelines.show import BASELINE_FILE
-    from pneumonia.training.baseline import train_baseline
 
     config = load(settings)
     evaluate(config, trained, prepared, out)
     if baseline:
+        from pneumonia.pipelines.show import BASELINE_FILE
+        from pneumonia.training.baseline import train_baseline
+
         train_baseline(config, prepared, out / BASELINE_FILE)
 
 

@@ -19,11 +19,11 @@ def read(namespace: Namespace, service: Service) -> list[Variant]:
     return variants
 
 
-def remember(namespace: Namespace, service: Service, outgoing: Variant, incoming: Variant) -> None:
-    """Note what is about to be replaced; going back to the newest note takes it off instead."""
+def remember(namespace: Namespace, service: Service, incoming: Variant) -> None:
+    """Note what is about to be replaced by `incoming`; going back to the newest note takes it off instead."""
     before = read(namespace, service)
     back = bool(before) and before[-1].uri == incoming.uri
-    kept = before if back else [*before, outgoing][-_LENGTH:]
+    kept = before if back else [*before, service.stable][-_LENGTH:]
     data = {KEY: json.dumps([{"name": entry.name, "uri": entry.uri} for entry in kept])}
     # Not an annotation of the InferenceService: KServe copies those to its pods, which would all restart.
     if namespace.get("configmaps", _name(service)) is not None:

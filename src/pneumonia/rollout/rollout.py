@@ -136,7 +136,7 @@ class Rollout:
 
     def promote(self, variant: Variant) -> Service:
         """The canary becomes the stable predictor, in one patch; what was served is noted for `rollback` first."""
-        history.remember(self.namespace, self.read(), self.read().stable, variant)
+        history.remember(self.namespace, self.read(), variant)
 
         def make(service: Service) -> dict[str, Any] | None:
             if service.stable == variant:

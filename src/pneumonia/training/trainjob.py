@@ -22,7 +22,7 @@ from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle, open_bundle
 from pneumonia.core.signals import terminate_as_interrupt
 from pneumonia.errors import MissingPrerequisite, PneumoniaError, ServerUnavailable
-from pneumonia.kubernetes import ApiError, KubernetesCluster, path_of
+from pneumonia.kubernetes import ApiError, KubernetesCluster, own_namespace, path_of
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUNTIME = "torch-distributed"
@@ -32,12 +32,13 @@ NODE = "node"
 JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 GPU = "nvidia.com/gpu"
+GPU_TAINT = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+"""As a toleration: what GPU nodes are usually tainted with."""
 POLL_S = 5.0
 SIGNALLED = 128
 """Exit codes from here on are of processes that a signal ended."""
 UNREACHABLE_FOR_S = 300.0
 """How long the API server may stay away before the job counts as lost."""
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
               "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")  # fmt: skip
 _SECRETS = {name: "pneumonia-mlflow" if name.startswith("MLFLOW") else "pneumonia-s3" for name in _PASSED_ON}
@@ -65,7 +66,7 @@ def train_job(name: str, settings: Sequence[str], shape: JobShape, folder: str) 
     train = ["pneumoctl", "train", *settings, "--prepared", f"{where}/prepared", f"output_dir={where}/out"]
     mount = {"name": "workspace", "mountPath": str(WORKSPACE)}
     pod: dict[str, Any] = {
-        "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}, *map(dict, shape.tolerations)],
+        "tolerations": [GPU_TAINT, *map(dict, shape.tolerations)],
         "volumes": [
             {"name": "workspace", "persistentVolumeClaim": {"claimName": shape.claim}},
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}},
@@ -127,7 +128,7 @@ def train_on_cluster(
     name = f"pneumonia-train-{uuid.uuid4().hex[:8]}"
     folder = workspace / name
     # One attempt: whoever follows a job asks again by itself, and says so.
-    jobs = _Jobs(KubernetesCluster(api=api, attempts=1), namespace or _own_namespace())
+    jobs = _Jobs(KubernetesCluster(api=api, attempts=1), namespace or own_namespace())
     with terminate_as_interrupt():
         try:
             shutil.copytree(prepared, folder / "prepared")
@@ -314,7 +315,3 @@ def _owned_by_this_pod() -> dict[str, Any]:
     """
     name, uid = os.environ.get("KFP_POD_NAME"), os.environ.get("KFP_POD_UID")
     return {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]} if name and uid else {}
-
-
-def _own_namespace() -> str:
-    return _NAMESPACE_FILE.read_text("utf-8").strip() if _NAMESPACE_FILE.is_file() else "default"
