@@ -8,6 +8,8 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
+from pneumonia.contract import KUBEFLOW_RUN_ENV
+
 GPU = "nvidia.com/gpu"
 SHARED_MEMORY = "8Gi"
 """Limit of /dev/shm, through which loader processes and NCCL pass tensors; a pod's own is 64 MiB."""
@@ -18,6 +20,8 @@ SMALL = ("100m", "1", "256Mi", "2Gi")
 HOUR_S = 3600
 STEP_S, TRAINING_S = 6 * HOUR_S, 72 * HOUR_S
 """Most time of a step's pod, the wait for its image included; a constant, because Kubeflow takes no parameter there."""
+RUN_S = 96 * HOUR_S
+"""Most time of a run, waits for nodes and drivers included; `--run-hours` of `pneumoctl pipeline` sets another."""
 
 
 def with_secrets(task: PipelineTask, names: Iterable[str]) -> PipelineTask:
@@ -28,6 +32,11 @@ def with_secrets(task: PipelineTask, names: Iterable[str]) -> PipelineTask:
     for name in names:
         kubernetes.use_secret_as_volume(task, f"pneumonia-{name}", f"{SECRETS}/{name}", optional=True)
     return task
+
+
+def with_run(task: PipelineTask) -> PipelineTask:
+    """The task, whose process knows the run's id: from a label of its pod, since inputs are part of the cache's key."""
+    return kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN_ENV, "metadata.labels['pipeline/runid']")
 
 
 def at_place(task: PipelineTask, image: Any, gpus: Any, tolerations: Any, node_selector: Any) -> PipelineTask:

@@ -8,7 +8,7 @@ from kfp import compiler, dsl, kubernetes
 # Running this file puts pipelines/ on the path; the components lie beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from components.cluster import SMALL, with_resources
+from components.cluster import RUN_S, SMALL, with_resources
 from components.list_shards.component import list_shards
 from components.merge_scores.component import merge_scores
 from components.notify.component import notify
@@ -20,7 +20,11 @@ SHARD = ("1", "4", "1Gi", "4Gi")
 """CPU and memory of a shard: request and limit of each."""
 
 
-@dsl.pipeline(name="pneumonia-score", description="A table of answers for many X-rays, scored in shards side by side.")
+@dsl.pipeline(
+    name="pneumonia-score",
+    description="A table of answers for many X-rays, scored in shards side by side.",
+    pipeline_config=dsl.PipelineConfig(active_deadline_seconds=RUN_S),
+)
 def score_pipeline(
     images: str = VOLUME,
     images_volume: str = "pneumonia-images",

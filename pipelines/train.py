@@ -9,7 +9,7 @@ from kfp import compiler, dsl
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from components.check.component import check
-from components.cluster import SMALL, TRAINING_S, at_place, with_resources, with_secrets
+from components.cluster import RUN_S, SMALL, TRAINING_S, at_place, with_resources, with_run, with_secrets
 from components.confirm.component import confirm
 from components.deploy.component import deploy as deploy_release
 from components.evaluate.component import evaluate
@@ -32,7 +32,11 @@ def uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
     return task.set_caching_options(enable_caching=False)
 
 
-@dsl.pipeline(name="pneumonia-train", description="X-rays to a served model, or to the reason why not.")
+@dsl.pipeline(
+    name="pneumonia-train",
+    description="X-rays to a served model, or to the reason why not.",
+    pipeline_config=dsl.PipelineConfig(active_deadline_seconds=RUN_S),
+)
 def train_pipeline(
     experiment: str = "local",
     overrides: list[str] = [],  # noqa: B006  compiled to a constant, never shared
@@ -48,6 +52,7 @@ def train_pipeline(
     gpus: int = 0,
     gpu_tolerations: list = [],  # noqa: B006
     gpu_node_selector: dict = {},  # noqa: B006
+    gpu_autoscaling: bool = False,
     training_volume: str = "",
     cpu_image: str = STEP_IMAGE,
     cuda_image: str = CUDA_IMAGE,
@@ -87,6 +92,7 @@ def train_pipeline(
         gpus: GPUs of each node; 0 trains on the CPU.
         gpu_tolerations: of pods on GPU nodes, beside that of the taint nvidia.com/gpu.
         gpu_node_selector: labels that GPU nodes must have.
+        gpu_autoscaling: whether GPU nodes come when a pod waits for them; the first step does not look for one then.
         training_volume: PersistentVolumeClaim (ReadWriteMany) that a TrainJob's data travels through.
         cpu_image: step image of training and export without a GPU.
         cuda_image: their step image with one, and that of a TrainJob's nodes.
@@ -115,17 +121,14 @@ def train_pipeline(
     large = (training_cpu_request, training_cpu_limit, training_memory_request, training_memory_limit)
     said = uncached(with_resources(notify(url=notify_url, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **version), *SMALL))
     with dsl.ExitHandler(said, name="run"):
-        asked = {
-            "experiment": experiment,
-            "source": source,
-            "data_root": data_root,
-            "overrides": overrides,
-            "gate": gate,
-            "tracking_uri": tracking_uri,
-        }
         checked = uncached(
             check(
-                **asked,
+                experiment=experiment,
+                source=source,
+                data_root=data_root,
+                overrides=overrides,
+                gate=gate,
+                tracking_uri=tracking_uri,
                 data_volume=data_volume,
                 release_root=release_root,
                 release_volume=release_volume,
@@ -134,6 +137,7 @@ def train_pipeline(
                 gpus=gpus,
                 gpu_tolerations=gpu_tolerations,
                 gpu_node_selector=gpu_node_selector,
+                gpu_autoscaling=gpu_autoscaling,
                 training_volume=training_volume,
                 cpu_image=cpu_image,
                 cuda_image=cuda_image,
@@ -157,7 +161,8 @@ def train_pipeline(
         # Kubeflow knows an artifact by a number that every run counts on, so the cache answers a step only where it has
         # answered all that its inputs come from. It begins here, where everything is a parameter.
         key = {"data_digest": checked.outputs["data_digest"], **version}
-        fetched = with_resources(with_secrets(fetch(**asked, **key), ["kaggle", "settings"]), *small)
+        fetching = fetch(overrides=checked.outputs["overrides"], **key)
+        fetched = with_resources(with_secrets(fetching, ["kaggle", "settings"]), *small)
         settings = {"settings": fetched.outputs["settings"], **version}
         preparing = prepare(**settings, data_digest=key["data_digest"], fetched=fetched.outputs["fetched"])
         prepared = with_resources(with_secrets(preparing, ["settings"]), *small).outputs["prepared"]
@@ -165,7 +170,7 @@ def train_pipeline(
         # One task, whatever it runs on: behind a condition, a task that the cache answered counts as never ended.
         training = train(**settings, nodes=checked.outputs["train_nodes"], prepared=prepared)
         at_place(training, *(checked.outputs[f"train_{name}"] for name in PLACE))
-        with_resources(with_secrets(training, ["mlflow", "s3", "settings"]), *large, seconds=TRAINING_S)
+        with_resources(with_secrets(with_run(training), ["mlflow", "s3", "settings"]), *large, seconds=TRAINING_S)
         trained = training.outputs["trained"]
         evaluating = evaluate(**settings, baseline=baseline, trained=trained, prepared=prepared)
         with_resources(with_secrets(evaluating, ["mlflow", "s3", "settings"]), *small)

@@ -23,6 +23,7 @@ def check(
     gpus: int,
     gpu_tolerations: list,
     gpu_node_selector: dict,
+    gpu_autoscaling: bool,
     training_volume: str,
     cpu_image: str,
     cuda_image: str,
@@ -44,6 +45,7 @@ def check(
     "Outputs",
     [
         ("data_digest", str),
+        ("overrides", list),
         ("train_image", str),
         ("train_gpus", str),
         ("train_tolerations", list),
@@ -58,9 +60,9 @@ def check(
     """Refuses a run that cannot end well before any work, and says where the later steps run.
 
     Looks at the configuration, the folder of images, the model to start from, the tracking server and the bucket; on a
-    cluster also at volumes, at the rights of its account and at the InferenceService. Fails with 2 for what was asked
-    for, 3 for the images, 4 for what the cluster does not give. Never cached: it is what the cache of the other steps
-    rests on.
+    cluster also at volumes, GPU nodes, the rights of its account and the InferenceService. Fails with 2 for what was
+    asked for, 3 for the images, 4 for what the cluster does not give. Never cached: it is what the cache of the other
+    steps rests on.
 
     Args:
         experiment: `local`, `smoke`, `vit_base` or `dinov2_small`.
@@ -77,6 +79,7 @@ def check(
         gpus: GPUs of each of them; 0 trains on the CPU of one.
         gpu_tolerations: of pods on GPU nodes, beside that of the taint nvidia.com/gpu.
         gpu_node_selector: labels that GPU nodes must have.
+        gpu_autoscaling: whether such nodes come when a pod waits for them; they are not looked for then.
         training_volume: PersistentVolumeClaim (ReadWriteMany) that a TrainJob's data travels through.
         cpu_image: step image of tasks without a GPU.
         cuda_image: step image of tasks with one, and of a TrainJob's nodes.
@@ -97,6 +100,7 @@ def check(
 
     Returns:
         data_digest: changes when the images or the patients' salt change.
+        overrides: the parameters of the configuration as overrides of it, which fetch turns into the settings.
         train_image: image of the training.
         train_gpus: its GPUs; empty for none.
         train_tolerations: of its pod.

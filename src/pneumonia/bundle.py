@@ -31,7 +31,7 @@ class Manifest:
     temperature: divides the logits, > 0. threshold: P(PNEUMONIA) from which the answer is PNEUMONIA, 0..1, chosen for
     `recall_target` on validation. metrics: by split, as the evaluation wrote them. data: digest, source, synthetic,
     patients, split. config: the resolved configuration of the training run. versions: of the libraries it ran with.
-    files: SHA-256 by file name.
+    files: SHA-256 by file name. kubeflow_run: id of the Kubeflow run that trained it; empty where none did.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Manifest:
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    kubeflow_run: str = ""
     schema_version: int = contract.BUNDLE_SCHEMA_VERSION
 
     @property
@@ -67,6 +68,7 @@ class Manifest:
             "config": dict(self.config),
             "versions": dict(self.versions),
             "files": dict(sorted(self.files.items())),
+            **({"kubeflow_run": self.kubeflow_run} if self.kubeflow_run else {}),
         }
         return {**value, _SEAL: _seal(value)}
 
@@ -97,6 +99,7 @@ class Manifest:
                 config=dict(value["config"]),
                 versions=dict(value["versions"]),
                 files=dict(value["files"]),
+                kubeflow_run=str(value.get("kubeflow_run", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{where}: damaged manifest ({error!r}); restore the bundle from its release") from error

@@ -119,6 +119,9 @@ CARD_FILE: Final = "model_card.md"
 TRACKING_DIR: Final = "runs"
 TRACKING_DIR_ENV: Final = "PNEUMONIA_TRACKING_DIR"
 
+KUBEFLOW_RUN_ENV: Final = "PNEUMONIA_KUBEFLOW_RUN"
+"""Id of the Kubeflow run whose step this process is; the pipeline sets it."""
+
 # A release: <root>/releases/<sha-256 of what it holds>/<model>/1/, its manifest written last.
 RELEASES_DIR: Final = "releases"
 RELEASE_MANIFEST: Final = "release.json"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pneumonia.errors import UsageError
 from pneumonia.pipelines.containers import chosen_image
-from pneumonia.pipelines.package import mount_volumes
+from pneumonia.pipelines.package import adapt
 from pneumonia.pipelines.run import compiled_pipeline
 from pneumonia.pipelines.step import take_secrets
 
@@ -28,10 +29,10 @@ def mounts(package: Path) -> dict[str, list[tuple[str, str]]]:
 
 def test_named_volumes_are_mounted_where_they_are_used_and_no_others(tmp_path: Path) -> None:
     source, out = compiled_pipeline("train"), tmp_path / "mine.yaml"
-    assert mount_volumes(source, {"data_volume": "", "gpus": 1}, out) == source
+    assert adapt(source, {"data_volume": "", "gpus": 1}, out) == source
     assert not out.exists()
     assert mounts(source) == {}
-    found = mounts(mount_volumes(source, {"data_volume": "xrays", "release_volume": "releases"}, out))
+    found = mounts(adapt(source, {"data_volume": "xrays", "release_volume": "releases"}, out))
     release = ("releases", "/release-volume")
     data = ("xrays", "/data")
     assert found == {
@@ -40,11 +41,27 @@ def test_named_volumes_are_mounted_where_they_are_used_and_no_others(tmp_path: P
 
 
 def test_a_file_with_volumes_says_so_and_takes_others(tmp_path: Path) -> None:
-    first = mount_volumes(compiled_pipeline("train"), {"data_volume": "one"}, tmp_path / "first.yaml")
+    first = adapt(compiled_pipeline("train"), {"data_volume": "one"}, tmp_path / "first.yaml")
     spec = next(iter(yaml.safe_load_all(first.read_text("utf-8"))))
     assert spec["root"]["inputDefinitions"]["parameters"]["data_volume"]["defaultValue"] == "one"
-    second = mount_volumes(first, {"data_volume": "two"}, tmp_path / "second.yaml")
+    second = adapt(first, {"data_volume": "two"}, tmp_path / "second.yaml")
     assert {claim for found in mounts(second).values() for claim, _ in found} == {"two"}
+
+
+def limit(package: Path) -> Any:
+    _, platform = yaml.safe_load_all(package.read_text("utf-8"))
+    return platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"]
+
+
+def test_a_run_has_a_limit_and_takes_another(tmp_path: Path) -> None:
+    source = compiled_pipeline("train")
+    assert limit(source) == 96 * 3600
+    assert limit(adapt(source, {"data_volume": "x"}, tmp_path / "same.yaml")) == 96 * 3600
+    assert limit(adapt(source, {}, tmp_path / "half.yaml", 0.5)) == 1800
+    assert limit(adapt(compiled_pipeline("score"), {}, tmp_path / "score.yaml", 2)) == 7200
+    for hours in (0.0, -1.0, float("nan")):
+        with pytest.raises(UsageError, match="--run-hours"):
+            adapt(source, {}, tmp_path / "none.yaml", hours)
 
 
 def test_a_step_makes_its_environment_of_mounted_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,15 @@ from pneumonia.errors import ConfigError, DataError, MissingPrerequisite, Pneumo
 from pneumonia.kubernetes import ApiError, Namespace
 from pneumonia.pipelines import start as module
 from pneumonia.pipelines.checks import VOLUMES
+from pneumonia.pipelines.gpu_nodes import require_gpu_nodes
 from pneumonia.pipelines.run import compiled_pipeline
 from pneumonia.pipelines.start import GPU_TAINT, data_digest, places, require_volume, start
 from tests.xray_folders import kaggle_names, write_images
 
 PARAMETERS: dict[str, Any] = {
     "source": "folder", "data_volume": "", "release_root": "", "release_volume": "", "s3_endpoint": "", "num_nodes": 1,
-    "gpus": 0, "gpu_tolerations": [], "gpu_node_selector": {}, "training_volume": "", "cpu_image": "c",
-    "cuda_image": "g", "tensorrt": False, "backend": "auto", "deploy": False, "namespace": "ml",
+    "gpus": 0, "gpu_tolerations": [], "gpu_node_selector": {}, "gpu_autoscaling": False, "training_volume": "",
+    "cpu_image": "c", "cuda_image": "g", "tensorrt": False, "backend": "auto", "deploy": False, "namespace": "ml",
     "inference_service": "pneumonia",
     "cpu_request": "250m", "cpu_limit": "4", "memory_request": "1Gi", "memory_limit": "8Gi",
 }  # fmt: skip
@@ -34,26 +35,26 @@ def given(**changes: Any) -> dict[str, Any]:
 
 
 def test_without_a_gpu_training_and_export_run_in_the_small_image() -> None:
-    place = places("d", given(gpu_node_selector={"pool": "gpu"}))
-    assert place[1:6] == ("c", "", [], {}, {})
-    assert place[6:] == ("c", "", [], {})
+    place = places("d", [], given(gpu_node_selector={"pool": "gpu"}))
+    assert place[2:7] == ("c", "", [], {}, {})
+    assert place[7:] == ("c", "", [], {})
 
 
 def test_one_gpu_is_the_steps_own() -> None:
     taint = {"key": "team", "operator": "Exists"}
-    place = places("d", given(gpus=1, gpu_tolerations=[taint], gpu_node_selector={"pool": "gpu"}))
-    assert place[1:6] == ("g", "1", [GPU_TAINT, taint], {"pool": "gpu"}, {})
+    place = places("d", [], given(gpus=1, gpu_tolerations=[taint], gpu_node_selector={"pool": "gpu"}))
+    assert place[2:7] == ("g", "1", [GPU_TAINT, taint], {"pool": "gpu"}, {})
     assert place.export_image == "c"
 
 
 def test_an_engine_is_built_on_a_gpu() -> None:
-    place = places("d", given(tensorrt=True))
+    place = places("d", [], given(tensorrt=True))
     assert (place.train_image, place.export_image, place.export_gpus) == ("c", "g", "1")
 
 
 @pytest.mark.parametrize("shape", [{"gpus": 2}, {"gpus": 1, "num_nodes": 2}])
 def test_several_gpus_are_those_of_a_trainjob_which_a_step_without_one_follows(shape: dict[str, int]) -> None:
-    place = places("d", given(**shape, training_volume="claim", gpu_node_selector={"pool": "gpu"}))
+    place = places("d", [], given(**shape, training_volume="claim", gpu_node_selector={"pool": "gpu"}))
     assert (place.train_image, place.train_gpus, place.train_node_selector) == ("c", "", {})
     assert place.train_nodes == {
         "num_nodes": 1, "tolerations": [], "node_selector": {"pool": "gpu"}, "image": "g", "claim": "claim", **shape,
@@ -173,6 +174,69 @@ def test_deploying_asks_for_rights_and_for_the_service(monkeypatch: pytest.Monke
             module._require_rights(wanted)
     monkeypatch.setattr(module, "KubernetesCluster", lambda: Cluster(every))
     module._require_rights(wanted)
+
+
+def node(gpus: int | None = None, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    allocatable = {"cpu": "8", "pods": "110", **({} if gpus is None else {"nvidia.com/gpu": str(gpus)})}
+    return {"metadata": {"name": "n", "labels": labels or {}}, "spec": spec, "status": {"allocatable": allocatable}}
+
+
+GPU_NODE_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+TEAM_TAINT = {"key": "team", "value": "radiology", "effect": "NoExecute"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "gpus", "changes", "fitting"),
+    [
+        ([node()], 1, 1, {}, 0),
+        ([node(), node(1, taints=[GPU_NODE_TAINT])], 1, 1, {}, 1),
+        ([node(1), node(1)], 1, 2, {}, 0),
+        ([node(2)], 2, 2, {}, 1),
+        ([node(2), node(4)], 2, 2, {}, 2),
+        ([node(1, unschedulable=True)], 1, 1, {}, 0),
+        ([node(1), node(1, {"pool": "a100"})], 1, 1, {"gpu_node_selector": {"pool": "a100"}}, 1),
+        ([node(1)], 1, 1, {"gpu_node_selector": {"pool": "a100"}}, 0),
+        ([node(1, taints=[TEAM_TAINT])], 1, 1, {}, 0),
+        ([node(1, taints=[TEAM_TAINT])], 1, 1, {"gpu_tolerations": [{"key": "team", "value": "radiology"}]}, 1),
+        ([node(1, taints=[TEAM_TAINT])], 1, 1, {"gpu_tolerations": [{"key": "team", "value": "cardiology"}]}, 0),
+        (
+            [node(1, taints=[TEAM_TAINT])],
+            1,
+            1,
+            {"gpu_tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]},
+            0,
+        ),
+        ([node(1, taints=[TEAM_TAINT])], 1, 1, {"gpu_tolerations": [{"operator": "Exists"}]}, 1),
+        ([node(1, taints=[{**TEAM_TAINT, "effect": "PreferNoSchedule"}])], 1, 1, {}, 1),
+    ],
+)
+def test_gpu_nodes_are_looked_for(
+    nodes: list[dict[str, Any]], wanted: int, gpus: int, changes: dict[str, Any], fitting: int
+) -> None:
+    class Nodes:
+        def request(self, method: str, path: str, body: Any = None, query: Any = None) -> dict[str, Any]:
+            assert (method, path) == ("GET", "/api/v1/nodes")
+            return {"items": nodes}
+
+    if fitting >= wanted:
+        require_gpu_nodes(Nodes(), wanted, gpus, given(**changes))
+        return
+    with pytest.raises(MissingPrerequisite, match=f"^{fitting} of {len(nodes)} nodes can give a pod {gpus} "):
+        require_gpu_nodes(Nodes(), wanted, gpus, given(**changes))
+
+
+def test_an_account_that_may_not_list_nodes_is_told_and_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
+    class Closed:
+        status = 403
+
+        def request(self, method: str, path: str, body: Any = None, query: Any = None) -> dict[str, Any]:
+            raise ApiError(self.status, "nodes is forbidden")
+
+    require_gpu_nodes(Closed(), 1, 1, given())
+    assert "may not list nodes" in capfd.readouterr().err
+    Closed.status = 500
+    with pytest.raises(MissingPrerequisite, match="answers 500"):
+        require_gpu_nodes(Closed(), 1, 1, given())
 
 
 def test_each_volume_is_a_parameter_and_its_tasks_are_the_pipelines() -> None:

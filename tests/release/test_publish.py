@@ -17,6 +17,7 @@ from pneumonia.errors import BundleError, BundleNotFound, StorageError
 from pneumonia.release.publish import publish, publish_release
 from pneumonia.release.stores import FolderStore
 from pneumonia.release_manifest import read_release, release_name, verify_release
+from tests.bundles import tiny_bundle
 from tests.release.killing import die, killed
 
 
@@ -37,6 +38,11 @@ def test_a_release_is_a_model_repository_named_by_the_bundle(bundle: Bundle, tmp
     assert manifest["models"] == sorted(path.name for path in release.iterdir() if path.is_dir())
     # A server under another user has to read it.
     assert stat.S_IMODE(release.stat().st_mode) & 0o055 == 0o055
+
+
+def test_a_release_names_the_kubeflow_run_of_its_training(tmp_path: Path) -> None:
+    made = tiny_bundle(tmp_path / "bundle", kubeflow_run="0b7c")
+    assert verify_release(publish(made.path, tmp_path))["kubeflow_run"] == "0b7c"
 
 
 def test_publishing_again_verifies_and_changes_nothing(bundle: Bundle, tmp_path: Path) -> None:

@@ -214,6 +214,7 @@ def test_a_local_run_is_recorded_from_parameters_to_bundle(
     import mlflow
 
     monkeypatch.setenv("KFP_POD_NAME", "pneumonia-train-abcde-system-container-impl-1")
+    monkeypatch.setenv(contract.KUBEFLOW_RUN_ENV, "0b7c-of-the-run")
     config = smoke_config(tmp_path, "tracking.uri=local")
     bundle = train(config, prepared.path, tmp_path / "run" / "bundle")
     metrics = evaluate(config, bundle.path, prepared.path, tmp_path / "evaluation")
@@ -225,6 +226,8 @@ def test_a_local_run_is_recorded_from_parameters_to_bundle(
     assert run.data.params["training.max_steps"] == "4"
     assert run.data.tags["synthetic"] == "True"
     assert run.data.tags["kubeflow.pod"] == "pneumonia-train-abcde-system-container-impl-1"
+    assert run.data.tags["kubeflow.run"] == "0b7c-of-the-run"
+    assert open_bundle(tmp_path / "models").manifest.kubeflow_run == "0b7c-of-the-run"
     assert {"eval_auroc", "val_recall"} <= set(run.data.metrics)
     recall = metrics["test"]["recall"]
     kept = {end: run.data.metrics[f"test_recall{end}"] for end in ("", "_low", "_high")}

@@ -178,6 +178,7 @@ def test_the_job_goes_with_the_pod_of_the_step(
     monkeypatch.setattr("pneumonia.kubernetes._OWN_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("KFP_POD_NAME", "run-train-1")
     monkeypatch.setenv("KFP_POD_UID", "7f")
+    monkeypatch.setenv("PNEUMONIA_KUBEFLOW_RUN", "0b7c")
     (tmp_path / "shared").mkdir()
     server = FakeTrainer("Complete", [], trains(tmp_path / "shared", bundle.path))
     with serve(server) as url:
@@ -188,6 +189,7 @@ def test_the_job_goes_with_the_pod_of_the_step(
     # A namespace that was given may be another than the pod's, and Kubernetes removes what such a pod owns at once.
     owner = {"apiVersion": "v1", "kind": "Pod", "name": "run-train-1", "uid": "7f"}
     assert server.created[0]["metadata"].get("ownerReferences") == (None if elsewhere else [owner])
+    assert {"name": "PNEUMONIA_KUBEFLOW_RUN", "value": "0b7c"} in server.created[0]["spec"]["trainer"]["env"]
 
 
 def test_success_without_a_bundle_is_a_failure(prepared_folder: Path, workspace: Path, tmp_path: Path) -> None:

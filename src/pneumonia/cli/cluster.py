@@ -25,6 +25,7 @@ _CUDA_IMAGE = typer.Option(None, help="Step image with CUDA as the cluster finds
 _ON_NODES = typer.Option(False, "--images-on-nodes", help="The nodes have the images, though no registry is named.")
 _WAIT = typer.Option(False, "--wait", help="Follow the run to its end, with its steps on stderr; exits as status does.")
 _TIMEOUT = typer.Option(None, "--timeout", help="With --wait: seconds after which a run that goes on is left alone.")
+_RUN_HOURS = typer.Option(None, "--run-hours", help="Most time of a run, after which Kubeflow ends it; default: 96.")
 _PARAMETERS = typer.Argument(None, metavar="[NAME=VALUE]...", help="The pipeline's parameters, such as gpus=1.")
 
 
@@ -43,28 +44,34 @@ def compile_(
     output: Path = typer.Option(..., "--output", "-o", help="File to write, such as train.yaml."),
     image: str | None = _IMAGE,
     cuda_image: str | None = _CUDA_IMAGE,
+    run_hours: float | None = _RUN_HOURS,
 ) -> None:
     """Write a compiled pipeline, with step images of your registry and your volumes, to give to Kubeflow otherwise."""
     from pneumonia.errors import UsageError
     from pneumonia.pipelines.checks import VOLUMES
-    from pneumonia.pipelines.package import check_arguments, compile_pipeline, mount_volumes
+    from pneumonia.pipelines.package import adapt, check_arguments, compile_pipeline
     from pneumonia.pipelines.run import compiled_pipeline
 
     arguments = check_arguments(compiled_pipeline(pipeline), _parsed(parameters))
     if others := sorted(arguments.keys() - VOLUMES.keys()):
         raise UsageError(f"{', '.join(others)}: not a volume; give it when the file is submitted")
     package = compile_pipeline(pipeline, output, image=image, cuda_image=cuda_image)
-    print(json.dumps({"pipeline": str(mount_volumes(package, arguments, output))}))
+    print(json.dumps({"pipeline": str(adapt(package, arguments, output, run_hours))}))
 
 
 @contextmanager
 def _package(
-    pipeline: str, image: str | None, cuda_image: str | None, parameters: list[str] | None, on_nodes: bool
+    pipeline: str,
+    image: str | None,
+    cuda_image: str | None,
+    parameters: list[str] | None,
+    on_nodes: bool,
+    hours: float | None,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The compiled file to submit, with its volumes, and the checked arguments of its run."""
     import tempfile
 
-    from pneumonia.pipelines.package import check_arguments, check_submission, compile_pipeline, mount_volumes
+    from pneumonia.pipelines.package import adapt, check_arguments, check_submission, compile_pipeline
 
     with tempfile.TemporaryDirectory(prefix="pneumonia-pipeline.") as folder:
         package = Path(pipeline)
@@ -73,7 +80,7 @@ def _package(
             package = compile_pipeline(pipeline, compiled, image=image, cuda_image=cuda_image)
         arguments = check_arguments(package, _parsed(parameters))
         check_submission(package, arguments, images_on_nodes=on_nodes)
-        yield mount_volumes(package, arguments, Path(folder) / f"volumes-{package.stem}.yaml"), arguments
+        yield adapt(package, arguments, Path(folder) / f"own-{package.stem}.yaml", hours), arguments
 
 
 def _parsed(parameters: list[str] | None) -> dict[str, str]:
@@ -93,6 +100,7 @@ def submit(
     image: str | None = _IMAGE,
     cuda_image: str | None = _CUDA_IMAGE,
     images_on_nodes: bool = _ON_NODES,
+    run_hours: float | None = _RUN_HOURS,
     wait: bool = _WAIT,
     timeout: float | None = _TIMEOUT,
     host: str | None = _HOST,
@@ -101,7 +109,7 @@ def submit(
     """Start a run on Kubeflow; prints its id as JSON, with --wait what became of it."""
     from pneumonia.pipelines.cluster import Kubeflow
 
-    with _package(pipeline, image, cuda_image, parameters, images_on_nodes) as (package, arguments):
+    with _package(pipeline, image, cuda_image, parameters, images_on_nodes, run_hours) as (package, arguments):
         kubeflow = Kubeflow(host, namespace)
         run_id = kubeflow.submit(package, arguments, experiment, name)
     if wait:
@@ -119,13 +127,14 @@ def schedule(
     image: str | None = _IMAGE,
     cuda_image: str | None = _CUDA_IMAGE,
     images_on_nodes: bool = _ON_NODES,
+    run_hours: float | None = _RUN_HOURS,
     host: str | None = _HOST,
     namespace: str | None = _NAMESPACE,
 ) -> None:
     """Start a run on Kubeflow again and again, one at a time; prints the schedule's id as JSON."""
     from pneumonia.pipelines.cluster import Kubeflow
 
-    with _package(pipeline, image, cuda_image, parameters, images_on_nodes) as (package, arguments):
+    with _package(pipeline, image, cuda_image, parameters, images_on_nodes, run_hours) as (package, arguments):
         made = Kubeflow(host, namespace).schedule(package, arguments, experiment, name, cron)
     print(json.dumps({"schedule_id": made}))
 

@@ -15,6 +15,7 @@ from pneumonia.pipelines.run import compiled_pipeline
 
 IMAGES = {"image": f"pneumonia-step:{__version__}", "cuda_image": f"pneumonia-step-cuda:{__version__}"}
 """What the packaged pipelines call the two step images."""
+HOUR_S = 3600
 
 
 def compile_pipeline(name: str, out: Path, **images: str | None) -> Path:
@@ -30,31 +31,40 @@ def compile_pipeline(name: str, out: Path, **images: str | None) -> Path:
     return out
 
 
-def mount_volumes(package: Path, arguments: Mapping[str, Any], out: Path) -> Path:
+def adapt(package: Path, arguments: Mapping[str, Any], out: Path, run_hours: float | None = None) -> Path:
     """`package` with the claims that `arguments` name mounted in the tasks that use them, written to `out`.
 
-    A mount cannot depend on a parameter: Kubeflow's driver refuses one without a name. What needs none stays as it is.
-    The parameters' defaults become the claims, so that the file says what it mounts. Returns the file to submit.
+    A mount cannot depend on a parameter: Kubeflow's driver refuses one without a name. The parameters' defaults become
+    the claims, so that the file says what it mounts. run_hours: most time of a run, in place of the file's own. What
+    needs neither stays as it is. Returns the file to submit. Raises UsageError for a time that is none.
     """
     import yaml
 
     wanted = {name: str(arguments[name]) for name in VOLUMES if arguments.get(name)}
     spec, *platforms = _documents(package)
     known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    if not wanted.keys() & known.keys():
+    volumes = [name for name in wanted if name in known]
+    if run_hours is not None and not run_hours * HOUR_S >= 1:
+        raise UsageError(f"--run-hours {run_hours:g}: expected a time above zero, such as 12 or 0.5")
+    if not volumes and run_hours is None:
         return package
     platform = platforms[0] if platforms else {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {}}}}}
-    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    for name, claim in wanted.items():
-        known[name]["defaultValue"] = claim
+    asked = platform["platforms"]["kubernetes"]
+    if run_hours is not None:
+        asked.setdefault("pipelineConfig", {})["activeDeadlineSeconds"] = int(run_hours * HOUR_S)
+    for name in volumes:
+        known[name]["defaultValue"] = wanted[name]
         for task in VOLUMES[name][0]:
-            mounts = asked.setdefault(f"exec-{task}", {}).setdefault("pvcMount", [])
-            where = VOLUMES[name][1]
-            mounts[:] = [mount for mount in mounts if mount["mountPath"] != where]
-            given = {"pvcNameParameter": {"runtimeValue": {"constant": claim}}, "constant": claim}
-            mounts.append({"mountPath": where, **given})
+            _mount(asked["deploymentSpec"]["executors"].setdefault(f"exec-{task}", {}), wanted[name], VOLUMES[name][1])
     write_text(out, yaml.safe_dump_all([spec, platform], sort_keys=True))
     return out
+
+
+def _mount(executor: dict[str, Any], claim: str, where: str) -> None:
+    mounts = executor.setdefault("pvcMount", [])
+    mounts[:] = [mount for mount in mounts if mount["mountPath"] != where]
+    given = {"pvcNameParameter": {"runtimeValue": {"constant": claim}}, "constant": claim}
+    mounts.append({"mountPath": where, **given})
 
 
 def check_arguments(package: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:

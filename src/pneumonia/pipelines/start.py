@@ -16,6 +16,7 @@ from pneumonia.core.dicom import SALT_ENV
 from pneumonia.errors import MissingPrerequisite, UsageError
 from pneumonia.kubernetes import KubernetesCluster, Namespace, in_pod, own_namespace
 from pneumonia.pipelines.checks import VOLUMES, refuse_before_submission
+from pneumonia.pipelines.gpu_nodes import require_gpu_nodes
 from pneumonia.pipelines.retry import patiently
 from pneumonia.pipelines.tasks import use_endpoint
 from pneumonia.training.trainjob import GPU_TAINT
@@ -33,12 +34,14 @@ TRAINJOB_RIGHTS = (("create", "trainjobs"), ("get", "trainjobs"), ("delete", "tr
 class Start(NamedTuple):
     """What the first step says to the others, in the order of the component's outputs.
 
-    data_digest: changes when the images change, which the cache cannot see. train_*, export_*: image, number of GPUs
+    data_digest: changes when the images change, which the cache cannot see. overrides: of the configuration, as given.
+    train_*, export_*: image, number of GPUs
     ("" for none), tolerations and node selector of a task. train_nodes: {} for a training in its own pod, else what a
     TrainJob's nodes are.
     """
 
     data_digest: str
+    overrides: list[str]
     train_image: str
     train_gpus: str
     train_tolerations: list[dict[str, Any]]
@@ -71,7 +74,8 @@ def start(overrides: Sequence[str], parameters: Mapping[str, Any]) -> Start:
             if parameters[name]:
                 require_volume(name, str(parameters[name]), Path(mounted), writes)
         _require_rights(parameters)
-    return places(digest, parameters)
+        _require_gpus(parameters)
+    return places(digest, overrides, parameters)
 
 
 def on_nodes(parameters: Mapping[str, Any]) -> bool:
@@ -79,7 +83,7 @@ def on_nodes(parameters: Mapping[str, Any]) -> bool:
     return int(parameters["gpus"]) * int(parameters["num_nodes"]) > 1
 
 
-def places(digest: str, parameters: Mapping[str, Any]) -> Start:
+def places(digest: str, overrides: Sequence[str], parameters: Mapping[str, Any]) -> Start:
     """The answer of `start`: one GPU is the step's own, several are a TrainJob's, whose step only follows it."""
     selector = dict(parameters["gpu_node_selector"])
     tolerations = [GPU_TAINT, *parameters["gpu_tolerations"]]
@@ -91,7 +95,8 @@ def places(digest: str, parameters: Mapping[str, Any]) -> Start:
         where = {"tolerations": list(parameters["gpu_tolerations"]), "node_selector": selector}
         nodes = {**shape, **where, "image": parameters["cuda_image"], "claim": parameters["training_volume"]}
     own_gpu = int(parameters["gpus"]) == 1 and not nodes
-    return Start._make((digest, *(gpu if own_gpu else cpu), nodes, *(gpu if parameters["tensorrt"] else cpu)))
+    said = (digest, list(overrides))
+    return Start._make((*said, *(gpu if own_gpu else cpu), nodes, *(gpu if parameters["tensorrt"] else cpu)))
 
 
 def data_digest(config: Config) -> str:
@@ -156,3 +161,11 @@ def _require_rights(parameters: Mapping[str, Any]) -> None:
     if cluster and on_nodes(parameters):
         own = Namespace(cluster, own_namespace())
         patiently(lambda: own.require(TRAINJOB_RIGHTS))
+
+
+def _require_gpus(parameters: Mapping[str, Any]) -> None:
+    gpus, engine = int(parameters["gpus"]), bool(parameters["tensorrt"])
+    if parameters["gpu_autoscaling"] or not (gpus or engine):
+        return
+    cluster = KubernetesCluster()
+    patiently(lambda: require_gpu_nodes(cluster, int(parameters["num_nodes"]), max(gpus, int(engine)), parameters))

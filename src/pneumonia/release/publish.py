@@ -70,5 +70,6 @@ def _manifest(bundle: Bundle, building: Path, backend: str) -> dict[str, Any]:
         "backend": backend,
         "models": sorted(path.name for path in building.iterdir()),
         "files": {name: sha256_file(building / name) for name in release_files(building)},
+        **({"kubeflow_run": bundle.manifest.kubeflow_run} if bundle.manifest.kubeflow_run else {}),
     }
     return {"release": release_name(manifest), **manifest}

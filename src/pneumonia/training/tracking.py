@@ -26,8 +26,9 @@ _ENVIRONMENT = {
 }
 """Set where the user has not set them."""
 BUNDLE_TAG = "bundle_digest"
-POD_TAG = "kubeflow.pod"
 """The tag by which evaluation and export find the run that trained a bundle."""
+RUN_TAG, POD_TAG = "kubeflow.run", "kubeflow.pod"
+"""The way from an MLflow run back to Kubeflow's: its id, and the pod of the training."""
 
 
 class Tracker(Protocol):
@@ -122,9 +123,9 @@ def _one_line(error: BaseException) -> str:
     return shown(" ".join((str(error) or type(error).__name__).split()))[:300]
 
 
-def _pod() -> dict[str, str]:
-    """The way from an MLflow run back to Kubeflow's: the pod, whose name begins with that of the run's workflow."""
-    return {POD_TAG: os.environ["KFP_POD_NAME"]} if os.environ.get("KFP_POD_NAME") else {}
+def _kubeflow() -> dict[str, str]:
+    known = {RUN_TAG: contract.KUBEFLOW_RUN_ENV, POD_TAG: "KFP_POD_NAME"}
+    return {tag: os.environ[name] for tag, name in known.items() if os.environ.get(name)}
 
 
 def require_reachable(uri: str) -> None:
@@ -173,7 +174,8 @@ def track(config: Config, run_name: str, tags: Mapping[str, str]) -> Iterator[Tr
         return
     uri, mlflow = config.tracking.uri, connect(config)
     with _explained(uri):
-        mlflow.start_run(run_name=run_name, tags={**tags, **_pod()})
+        run = mlflow.start_run(run_name=run_name, tags={**tags, **_kubeflow()})
+    print(f"tracking: MLflow run {run.info.run_id} in {shown(uri)}", file=sys.stderr, flush=True)
     with _recording(uri) as tracker:
         with _explained(uri):
             settings = {**flatten(config.to_json()), "tracking.uri": shown(uri)}

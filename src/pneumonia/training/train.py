@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -376,4 +377,5 @@ def _calibrate(config: Config, data: PreparedData, model: Any) -> Manifest:
             "python": platform.python_version(),
             **{name: version(name) for name in _LIBRARIES},
         },
+        kubeflow_run=os.environ.get(contract.KUBEFLOW_RUN_ENV, ""),
     )

@@ -78,6 +78,7 @@ def train_job(name: str, settings: Sequence[str], shape: JobShape, folder: str) 
     if shape.node_selector:
         pod["nodeSelector"] = dict(shape.node_selector)
     job = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    said = {"PYTHONUNBUFFERED": "1", contract.KUBEFLOW_RUN_ENV: os.environ.get(contract.KUBEFLOW_RUN_ENV, "")}
     secrets = [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
         for key, secret in _SECRETS.items()
@@ -94,7 +95,7 @@ def train_job(name: str, settings: Sequence[str], shape: JobShape, folder: str) 
                 "numProcPerNode": shape.gpus,
                 # torchrun takes nodes, processes and the meeting point from the PET_* variables that Trainer sets.
                 "command": ["torchrun", "--no-python", *train],
-                "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}, *secrets],
+                "env": [*({"name": key, "value": value} for key, value in said.items() if value), *secrets],
                 "resourcesPerNode": {"limits": {GPU: gpus}, "requests": {GPU: gpus}},
             },
             "runtimePatches": [
