@@ -75,7 +75,7 @@ demo: $(STAMP) ## Train, check, export, serve and ask: on drawn X-rays, or on yo
 MLFLOW_PORT = 8080
 mlflow: $(STAMP) ## Show the runs of this folder in MLflow's user interface, on port 8080 (MLFLOW_PORT)
 	@mkdir -p runs
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --default-artifact-root $(CURDIR)/runs/mlartifacts \
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db --default-artifact-root $(CURDIR)/runs/mlartifacts \
 		--host 127.0.0.1 --port $(MLFLOW_PORT)
 
 generate: $(STAMP) ## Write every generated file anew, except requirements.lock (see lock)

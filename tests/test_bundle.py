@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,26 @@ def test_a_manifest_cannot_name_files_outside_the_bundle(bundle: Bundle) -> None
     value["files"] = {"../secret": "0" * 64}
     del value["sha256"]  # as whoever wants to be believed would
     manifest.write_text(json.dumps(value))
-    with pytest.raises(BundleError, match="plain file names"):
+    with pytest.raises(BundleError, match="not a file of a bundle"):
         open_bundle(bundle.path)
 
 
-def test_pickled_formats_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.pt", "modeling_evil.py", "../model.onnx", "model.onnx\x1b[2J"])
+def test_a_bundle_holds_what_a_bundle_holds_and_nothing_that_could_run(tmp_path: Path, name: str) -> None:
     (tmp_path / "w").write_bytes(b"x")
     manifest = Manifest(name="m", temperature=1, threshold=0.5, recall_target=0.95)
-    with pytest.raises(BundleError, match="pickled"):
-        write_bundle(tmp_path / "b", manifest, {"model.pt": tmp_path / "w"})
+    with pytest.raises(BundleError, match="nothing that could run code") as caught:
+        write_bundle(tmp_path / "b", manifest, {name: tmp_path / "w"})
+    assert "\x1b" not in str(caught.value)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_kubeflow_run_is_kept_and_missing_where_there_was_none(tmp_path: Path) -> None:
+    manifest = Manifest(name="m", temperature=1, threshold=0.5, recall_target=0.95)
+    plain = write_bundle(tmp_path / "plain", manifest, {})
+    made = write_bundle(tmp_path / "made", replace(manifest, kubeflow_run="0b7c"), {})
+    assert "kubeflow_run" not in json.loads((plain.path / contract.BUNDLE_MANIFEST).read_text())
+    assert (open_bundle(plain.path).manifest.kubeflow_run, open_bundle(made.path).manifest.kubeflow_run) == ("", "0b7c")
 
 
 def test_extending_in_place_keeps_the_old_files_and_leaves_nothing_behind(bundle: Bundle, tmp_path: Path) -> None:

@@ -139,11 +139,17 @@ def load_model(folder: Path) -> nn.Module:
     """The model of a bundle or of another folder in Hugging Face format, on the CPU, float32, in eval mode.
 
     Its forward(pixel_values=(B, 3, 224, 224)).logits is (B, 2). Raises BundleError where the weights do not cover
-    the architecture: a layer left at its random initialisation must never answer.
+    the architecture, because a layer left at its random initialisation must never answer, and where config.json names
+    an architecture that is not transformers' or ours: code that a model brings along is not run.
     """
-    model, report = AutoModelForImageClassification.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, use_safetensors=True
-    )
+    options = {"local_files_only": True, "output_loading_info": True, "use_safetensors": True}
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, **options
+        )
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise BundleError(f"{folder}: no model that can be loaded ({why}); restore the bundle") from error
     wrong = {key: sorted(map(str, report[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(wrong.values()):
         raise BundleError(f"{folder}: weights do not fit the architecture ({wrong}); restore the bundle")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,21 @@ from typing import Any
 from pneumonia import contract
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.errors import BundleError, BundleNotFound
-from pneumonia.files import check_replaceable, replace_directory, sha256_file, write_json
+from pneumonia.files import check_replaceable, printable, replace_directory, sha256_file, write_json
 
-_FORBIDDEN_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
-"""Formats that run code when they are opened; a bundle never holds one."""
+_FILES = frozenset(
+    {
+        contract.WEIGHTS_FILE,
+        contract.MODEL_CONFIG_FILE,
+        contract.ONNX_FILE,
+        contract.INT8_FILE,
+        contract.FP16_FILE,
+        contract.ENGINE_FILE,
+        contract.PROBE_FILE,
+        contract.CARD_FILE,
+    }
+)
+"""All that a bundle may hold: no file that is code, or that runs code when it is opened, as pickles do."""
 
 
 _SEAL = "sha256"
@@ -194,6 +205,7 @@ def open_bundle(path: Path | None = None, *, verify: bool = True) -> Bundle:
     except OSError as error:
         raise BundleError(f"{manifest_file}: cannot be read ({error.strerror}); give the bundle's folder") from error
     manifest = _parse(raw, manifest_file)
+    _require_known(folder, manifest.files)
     if manifest.labels != contract.LABELS:
         raise BundleError(f"{manifest_file}: labels {list(manifest.labels)}, expected {list(contract.LABELS)}")
     bundle = Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
@@ -202,10 +214,16 @@ def open_bundle(path: Path | None = None, *, verify: bool = True) -> Bundle:
     return bundle
 
 
+def _require_known(where: Path, names: Iterable[str]) -> None:
+    if unknown := sorted(set(names) - _FILES):
+        raise BundleError(
+            f"{where}: {', '.join(map(printable, unknown))}: not a file of a bundle, which holds "
+            f"{', '.join(sorted(_FILES))} and nothing that could run code; restore the bundle from its release"
+        )
+
+
 def _verify(bundle: Bundle) -> None:
     for name, expected in bundle.manifest.files.items():
-        if "/" in name or name.startswith("."):
-            raise BundleError(f"{bundle.path}: the manifest names {name!r}; only plain file names are allowed")
         try:
             actual = sha256_file(bundle.path / name)
         except OSError as error:
@@ -223,13 +241,11 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, Path]) ->
     """Write a bundle at `target` whole or not at all, replacing what was there.
 
     manifest: its `files` is ignored and computed. files: by name in the bundle, the file to copy; it may lie in an
-    older bundle at `target` itself. Raises BundleError for a file format that could carry code, UsageError where
-    `target` holds something other than a bundle.
+    older bundle at `target` itself. Raises BundleError for a file that no bundle holds, UsageError where `target` holds
+    something other than a bundle.
     """
     check_replaceable(target, contract.BUNDLE_MANIFEST)
-    for name in files:
-        if name.endswith(_FORBIDDEN_SUFFIXES):
-            raise BundleError(f"{name}: a bundle holds no pickled formats; save weights as safetensors")
+    _require_known(target, files)
     with replace_directory(target) as building:
         digests = {}
         for name, source in files.items():

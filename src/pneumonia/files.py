@@ -168,6 +168,14 @@ def locked(lock: Path, waiting: str) -> Iterator[None]:
         yield
 
 
+def usual_mode(directory: bool) -> int:
+    """Permissions of a new folder or file as this process's umask has them, which `tempfile` does not ask."""
+    # Read by setting it: a file that another thread makes meanwhile is private, never open.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return (0o777 if directory else 0o666) & ~umask
+
+
 def _start(target: Path, *, directory: bool) -> tuple[Path, int]:
     """A new file or directory beside `target`, and the handle whose lock says that a living process writes it."""
     names: dict[str, Any] = {"prefix": f".{target.name}.", "suffix": _PART, "dir": target.parent}
@@ -177,8 +185,8 @@ def _start(target: Path, *, directory: bool) -> tuple[Path, int]:
         try:
             handle = os.open(path, os.O_RDONLY) if handle is None else handle
             _lock(handle)
-            # Made private; readers such as a server under another user need the usual mode.
-            os.chmod(path, 0o755 if directory else 0o644)
+            # Made private; readers such as a server under another user need what the user's umask leaves them.
+            os.chmod(path, usual_mode(directory))
         except (BlockingIOError, FileNotFoundError):
             # Between its making and its lock another writer has taken it for remains.
             if handle is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -61,8 +62,8 @@ def test_paths_and_patterns_work_as_typed(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://127.0.0.1:8080", "https://u:p@mlflow.example/base", "http://[::1]:80", "sqlite:////srv/m.db",
-            "postgresql+psycopg2://u:p@db/m", "databricks"]
+    "uri", ["http://127.0.0.1:8080", "https://u@mlflow.example/base", "http://[::1]:80", "sqlite:////srv/m.db",
+            "postgresql+psycopg2://u@db/m", "databricks"]
 )  # fmt: skip
 def test_addresses_that_mlflow_takes_pass(uri: str) -> None:
     assert compose([f"tracking.uri={uri}"]).tracking.uri == uri
@@ -79,6 +80,17 @@ def test_a_password_in_an_address_is_not_repeated() -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["tracking.uri=htp://me:secret@host"])
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://me:secret@mlflow.example/base", "postgresql://me:secret@db/mlflow", "mysql+pymysql://u:secret@h/d"]
+)
+def test_a_password_belongs_into_the_environment(uri: str) -> None:
+    with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as caught:
+        compose([f"tracking.uri={uri}"])
+    assert "secret" not in str(caught.value)
+    named = re.sub(":secret", "", uri)
+    assert compose([f"tracking.uri={named}"]).tracking.uri == named
 
 
 def test_null_stays_null() -> None:

@@ -47,14 +47,15 @@ class Backend:
         environment = {**os.environ, "KF_PIPELINES_ENDPOINT": self.host}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
-    def submit(self, *parameters: str, image: str = "", **settings: str) -> str:
+    def submit(self, *parameters: str, image: str = "", options: tuple[str, ...] = (), **settings: str) -> str:
         """A run of the training pipeline from phantoms; its id. settings: instead of those given here."""
         given = {
             "experiment": "smoke", "source": "phantom", "deploy": "false", "tracking_uri": "null",
             "release_root": self.root, "s3_endpoint": self.s3, **settings,
         }  # fmt: skip
         named = [f"{key}={value}" for key, value in given.items()]
-        done = self.pneumoctl("submit", *named, *parameters, "--image", image or self.image, "--images-on-nodes")
+        images = ("--image", image or self.image, "--images-on-nodes")
+        done = self.pneumoctl("submit", *named, *parameters, *images, *options)
         assert done.returncode == 0, done.stderr
         self.runs.append(json.loads(done.stdout)["run_id"])
         return self.runs[-1]

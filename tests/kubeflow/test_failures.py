@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,23 @@ def test_a_bucket_that_is_not_there(backend: Backend) -> None:
     assert check.exit_code == 4
     assert "no-such-bucket-of-anyone" in check.reason
     assert "failed: step check: failed: " in backend.said(backend.ended(run_id))
+
+
+def test_gpus_that_no_node_has(backend: Backend, kubectl: Callable[..., str]) -> None:
+    kubectl("apply", "-k", str(Path(__file__).parents[2] / "manifests/bases/runner-rbac"))
+    run_id = backend.submit("gpus=1024", "training_volume=any", "--cuda-image", backend.image)
+    run = backend.until(run_id, failed, SCHEDULED)
+    check = step(run, "check")
+    assert check.exit_code == 4
+    assert "nodes can give a pod 1024 nvidia.com/gpu, 1 needed" in check.reason
+    assert backend.ended(run_id).state == "FAILED"
+
+
+def test_a_run_that_takes_longer_than_it_may(backend: Backend) -> None:
+    run_id = backend.submit('overrides=["training.max_steps=2000"]', options=("--run-hours", "0.04"))
+    run = backend.ended(run_id, 144 + 2 * MINUTE)
+    assert run.state == "FAILED"
+    print(run)
 
 
 def test_a_training_that_is_killed(backend: Backend, kubectl: Callable[..., str]) -> None:

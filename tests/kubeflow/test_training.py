@@ -38,6 +38,7 @@ def test_from_phantoms_to_a_release(backend: Backend, first: Run) -> None:
     assert backend.said(first).endswith(": succeeded")
     assert backend.pneumoctl("status", first.run_id).returncode == 0
     assert "train: " in backend.pneumoctl("logs", first.run_id, "train").stdout
+    assert f", trained by run {first.run_id}" in backend.pneumoctl("logs", first.run_id, "publish").stdout
 
 
 def test_a_run_has_few_pods(backend: Backend, first: Run, kubectl: Callable[..., str]) -> None:
@@ -50,6 +51,8 @@ def test_the_same_again_is_answered_from_the_cache(backend: Backend, first: Run)
     assert run.state == "SUCCEEDED", run
     assert {name: step(run, name).state for name in CACHED} == dict.fromkeys(CACHED, "CACHED")
     assert run.seconds < first.seconds / 2
+    # The model is still that of the run that trained it.
+    assert f", trained by run {first.run_id}" in backend.pneumoctl("logs", run.run_id, "publish").stdout
 
 
 def test_another_setting_is_trained_anew(backend: Backend, first: Run) -> None:

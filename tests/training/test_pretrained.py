@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pneumonia.bundle import Bundle
 from pneumonia.config.compose import compose
 from pneumonia.config.schema import ModelConfig
 from pneumonia.data.prepare import PreparedData
-from pneumonia.errors import DataError
+from pneumonia.errors import BundleError, DataError
 from pneumonia.training.model import build_model
 from pneumonia.training.pretrained import PROCESSOR_FILE, head_of, require_usable
 from pneumonia.training.train import train
@@ -95,6 +96,24 @@ def test_a_checkpoint_without_some_layers_is_refused(tmp_path: Path) -> None:
     save_file(kept, tmp_path / contract.WEIGHTS_FILE, metadata={"format": "pt"})
     with pytest.raises(DataError, match=r"has no .*and \d+ more that fits ViT.*take the whole checkpoint"):
         build_model(ModelConfig(checkpoint=str(tmp_path)))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_code_that_a_bundle_brings_is_not_run(
+    trained: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    folder = Path(shutil.copytree(trained.path, tmp_path / "bundle"))
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Config: ...\n")
+    config = json.loads((folder / contract.MODEL_CONFIG_FILE).read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (folder / contract.MODEL_CONFIG_FILE).write_text(json.dumps(config))
+    # transformers asks on a terminal whether it may, and takes a `y`.
+    monkeypatch.setattr("builtins.input", lambda *_: "y" if terminal else pytest.fail("asked"))
+    with pytest.raises(BundleError, match="no model that can be loaded") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+    assert not ran.exists()
 
 
 def test_a_checkpoint_of_another_shape_is_refused_and_another_head_is_not(tmp_path: Path) -> None:

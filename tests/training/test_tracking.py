@@ -54,9 +54,6 @@ def test_another_server_on_the_port_is_one_line_before_training(prepared: Prepar
         for path in ("experiments/get-by-name", "experiments/create"):
             server.files[f"/api/2.0/mlflow/{path}"] = b"<html>a page</html>"
         refused(at(smoke_config(tmp_path), server.address), prepared, tmp_path)
-        server.files.clear()
-        address = server.address.replace("//", "//me:secret@")
-        assert "secret" not in refused(at(smoke_config(tmp_path), address), prepared, tmp_path)
 
 
 def test_a_server_that_never_answers_is_given_up(
@@ -93,6 +90,6 @@ def test_records_that_are_lost_in_the_middle_are_said_once_and_the_next_run_open
     assert "warning" not in capsys.readouterr().err
 
 
-def test_a_password_of_the_tracker_does_not_travel_with_the_model(tmp_path: Path) -> None:
-    config = at(smoke_config(tmp_path), "https://me:secret@mlflow.example/base")
+def test_a_user_of_the_tracker_does_not_travel_with_the_model(tmp_path: Path) -> None:
+    config = at(smoke_config(tmp_path), "https://me@mlflow.example/base")
     assert _portable(config)["tracking"]["uri"] == "https://***@mlflow.example/base"

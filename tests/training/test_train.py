@@ -234,6 +234,8 @@ def test_a_local_run_is_recorded_from_parameters_to_bundle(
     assert kept == {"": recall["value"], "_low": recall["low"], "_high": recall["high"]}
     artifacts = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=str(tmp_path / "kept")))
     assert (artifacts / "evaluation" / contract.REPORT_FILE).is_file()
+    # Names of images stay in the run's folder unless they are asked for.
+    assert not (artifacts / "evaluation" / contract.PREDICTIONS_FILE).exists()
     plots = {path.stem for path in (artifacts / "evaluation" / contract.PLOTS_DIR).iterdir()}
     assert plots == {"roc", "precision_recall", "calibration", "confusion"}
     assert open_bundle(artifacts / "bundle").digest == open_bundle(tmp_path / "models").digest

@@ -23,6 +23,8 @@ _TRACKING_URI = re.compile(
     r"local|databricks|sqlite:///.+|(postgresql|mysql|mssql)(\+\w+)?://.+|(databricks|azureml)://.+"
     r"|https?://([^/\s]*@)?(\[[\da-fA-F:]+\]|[^/\s:@\[\]]+)(:\d{1,5})?(/\S*)?"
 )
+_PASSWORD = re.compile(r"^[^/]+//[^/@]*:[^/]*@")
+"""user:password@ before a host."""
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -322,8 +324,8 @@ class EvaluationConfig:
     """Of those resamplings."""
     prevalence: float = 0.1
     """Share of people with pneumonia where the model is to be used, for ppv and npv."""
-    worst: int = 8
-    """Wrong answers shown in the report as small pictures; 0 shows none."""
+    worst: int = 0
+    """Wrong answers shown in the report as small pictures with their names, which then go where the report goes."""
     stress: bool = True
     """Score the test images also under changes that leave the label as it is: crops, borders, exposure, blur."""
     stress_images: int = 1000
@@ -395,6 +397,8 @@ class TrackingConfig:
     """local: an SQLite file in output_dir; else a server, such as http://127.0.0.1:8080; null switches it off."""
     experiment: str = "pneumonia"
     """MLflow's experiment."""
+    predictions: bool = False
+    """Whether MLflow gets predictions.csv too, which holds the names of the test images."""
 
     def __post_init__(self) -> None:
         if self.uri is not None and not _TRACKING_URI.fullmatch(self.uri):
@@ -403,6 +407,12 @@ class TrackingConfig:
                 f"tracking.uri={self.uri.rpartition('@')[2]}: no address that MLflow takes; expected local, null, "
                 "http://<server>:<port>, sqlite:///<file>, postgresql://, mysql:// or mssql://<server>/<database>, or "
                 "databricks"
+            )
+        if self.uri is not None and _PASSWORD.search(self.uri):
+            raise ConfigError(
+                "tracking.uri holds a password, which settings, logs and Kubeflow's database would keep; leave it out "
+                "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database, what its driver reads, "
+                "such as PGPASSWORD)"
             )
 
 

@@ -139,8 +139,9 @@ def publish_bundle(
     place = (VOLUMES["release_volume"][1], f"pvc://{volume}") if volume else (root, None)
     release = patiently(lambda: publish_release(bundle, place[0], backend=chosen, served_from=place[1]))
     patiently(lambda: set_alias(tracking, REGISTERED_MODEL, release.uri, CANDIDATE, opened.digest))
-    said = {"release": release.uri, "model_id": release.model_id}
-    print(f"publish: {release.model_id} in {release.uri}", file=sys.stderr, flush=True)
+    said = {"release": release.uri, "model_id": release.model_id, "kubeflow_run": opened.manifest.kubeflow_run}
+    made = f", trained by run {opened.manifest.kubeflow_run}" if opened.manifest.kubeflow_run else ""
+    print(f"publish: {release.model_id} in {release.uri}{made}", file=sys.stderr, flush=True)
     write_json(out, said)
     return said
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from pneumonia import contract
 from pneumonia.errors import BundleError, DependencyMissing, MissingPrerequisite, ServerUnavailable, UsageError
-from pneumonia.files import NO_ROOM, cannot_write
+from pneumonia.files import NO_ROOM, cannot_write, usual_mode
 from pneumonia.release_manifest import release_files, verify_release
 
 CONNECT_TIMEOUT_S = 5
@@ -111,8 +111,8 @@ class FolderStore:
         except OSError as error:
             raise cannot_write(self.folder, error) from error
         try:
-            # mkdtemp makes private folders; a server under another user has to read the release.
-            os.chmod(temporary, 0o755)
+            # mkdtemp makes private folders; a server under another user may have to read the release.
+            os.chmod(temporary, usual_mode(directory=True))
             yield temporary
         except OSError as error:
             if error.errno in NO_ROOM:

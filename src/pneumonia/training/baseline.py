@@ -83,7 +83,7 @@ def _network_features(data: PreparedData, checkpoint: str) -> npt.NDArray[np.flo
 
     try:
         network = AutoModel.from_pretrained(
-            checkpoint, local_files_only=Path(checkpoint).is_dir(), use_safetensors=True
+            checkpoint, local_files_only=Path(checkpoint).is_dir(), use_safetensors=True, trust_remote_code=False
         ).eval()
     except (OSError, ValueError) as error:
         raise missing_model("model.baseline", checkpoint, _OTHERWISE) from error

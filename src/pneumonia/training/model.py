@@ -116,6 +116,7 @@ def _from_checkpoint(config: ModelConfig, checkpoint: str) -> Any:
             output_loading_info=True,
             local_files_only=Path(checkpoint).is_dir(),
             use_safetensors=True,
+            trust_remote_code=False,
             **_LABELS,
         )
     except OSError as error:
