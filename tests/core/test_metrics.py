@@ -8,7 +8,10 @@ from sklearn import metrics as reference
 
 from pneumonia.core.metrics import (
     Interval,
+    calibration_fits,
+    calibration_with_intervals,
     confusion,
+    discordant,
     metrics_with_intervals,
     paired_difference,
     patient_weights,
@@ -38,6 +41,9 @@ def test_figures_equal_scikit_learn(scored: tuple[np.ndarray, np.ndarray]) -> No
         "auroc": reference.roc_auc_score(labels, probability),
     }
     assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert ours["brier"] == pytest.approx(reference.brier_score_loss(labels, probability), abs=1e-12)
+    bounded = probability.clip(1e-6, 1 - 1e-6)
+    assert ours["log_loss"] == pytest.approx(reference.log_loss(labels, bounded), abs=1e-9)
     assert confusion(labels, probability, 0.43) == reference.confusion_matrix(labels, answers).tolist()
 
 
@@ -55,6 +61,59 @@ def test_calibrated_probabilities_have_a_small_ece_and_overconfident_ones_a_larg
     labels = (rng.random(20_000) < probability).astype(np.int64)
     assert point_metrics(labels, probability, 0.5)["ece"] < 0.02
     assert point_metrics(labels, (probability > 0.5).astype(float), 0.5)["ece"] > 0.2
+
+
+def test_calibration_fits_equal_scikit_learns(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    from scipy.special import expit, logit
+    from sklearn.linear_model import LogisticRegression
+
+    labels, probability = scored
+    x = logit(probability.clip(1e-6, 1 - 1e-6))
+    times = np.random.default_rng(1).integers(0, 4, (3, len(labels)))
+    found = calibration_fits(labels, probability, times.astype(float))
+    for row, weights in enumerate(times):
+        model = LogisticRegression(C=np.inf, tol=1e-10).fit(x[:, None], labels, sample_weight=weights)
+        assert found["calibration_slope"][row] == pytest.approx(float(model.coef_[0, 0]), abs=1e-4)
+        # At the intercept the mean probability is the share of positives.
+        mean = np.average(expit(x + found["calibration_intercept"][row]), weights=weights)
+        assert mean == pytest.approx(np.average(labels, weights=weights), abs=1e-6)
+
+
+def test_the_slope_and_intercept_of_known_mistakes() -> None:
+    from scipy.special import expit, logit
+
+    rng = np.random.default_rng(3)
+    true = rng.uniform(0.02, 0.98, 40_000)
+    labels = (rng.random(len(true)) < true).astype(np.int64)
+    patients = np.arange(len(true)).astype(str)
+    for said, slope, intercept in ((true, 1, 0), (expit(2 * logit(true)), 0.5, None), (expit(logit(true) - 1), 1, 1)):
+        fits = calibration_fits(labels, said, np.ones((1, len(labels))))
+        assert fits["calibration_slope"][0] == pytest.approx(slope, abs=0.03)
+        if intercept is not None:
+            assert fits["calibration_intercept"][0] == pytest.approx(intercept, abs=0.05)
+    found = calibration_with_intervals(labels[:2000], true[:2000], patients[:2000], samples=200)
+    for name, right in (("calibration_slope", 1), ("calibration_intercept", 0)):
+        low, high = found[name].low, found[name].high
+        assert low is not None and high is not None and low < right < high
+    assert metrics_with_intervals(labels[:500], true[:500], 0.5, patients[:500], samples=100)["ece"].low is None
+
+
+def test_a_slope_without_an_end_is_undefined() -> None:
+    labels, probability = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
+    weights = np.array([[1.0, 1, 1, 1], [1, 1, 0, 0]])
+    found = calibration_fits(labels, probability, weights)
+    assert np.isnan(found["calibration_slope"]).all()
+    assert np.isnan(found["calibration_intercept"]).tolist() == [False, True]
+
+
+def test_discordant_images_are_counted_by_class() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1, 1])
+    one, other = np.array([0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.1]), np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9])
+    assert discordant(labels, (one, 0.5), (other, 0.5)) == {
+        "NORMAL": {"only_this": 0, "only_champion": 1},
+        "PNEUMONIA": {"only_this": 2, "only_champion": 1},
+    }
+    assert discordant(labels, (one, 0.5), (other, 0.05))["PNEUMONIA"] == {"only_this": 0, "only_champion": 2}
 
 
 def test_undefined_figures_are_none_not_a_number() -> None:

@@ -16,6 +16,10 @@ _NAMES = {
     "f1": "F1",
     "auroc": "AUROC",
     "ece": "expected calibration error",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "calibration_slope": "calibration slope (1 is right, less is too sure)",
+    "calibration_intercept": "calibration intercept (0 is right, more is too low)",
     "ppv": "positive predictive value",
     "npv": "negative predictive value",
 }
@@ -110,10 +114,13 @@ def _show(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def interval(figure: Mapping[str, float | None]) -> str:
+    """The ends of a figure's interval; a dash where it has none."""
+    ends = (figure["low"], figure["high"])
+    return "-" if ends == (None, None) else " to ".join(map(_show, ends))
+
+
 def _table(figures: Mapping[str, Any]) -> list[str]:
     """Figures with their intervals."""
-    rows = [
-        f"| {_NAMES[name]} | {_show(item['value'])} | {_show(item['low'])} to {_show(item['high'])} |"
-        for name, item in figures.items()
-    ]
+    rows = [f"| {_NAMES[name]} | {_show(item['value'])} | {interval(item)} |" for name, item in figures.items()]
     return ["| figure | value | 95 % interval |", "|---|---|---|", *rows, ""]

@@ -14,7 +14,14 @@ from pneumonia import contract
 from pneumonia.bundle import Bundle, open_bundle
 from pneumonia.config.schema import Config
 from pneumonia.core.gate import refusals, stress_refusals, worse_than_champion
-from pneumonia.core.metrics import Interval, confusion, metrics_with_intervals, paired_difference
+from pneumonia.core.metrics import (
+    Interval,
+    calibration_with_intervals,
+    confusion,
+    discordant,
+    metrics_with_intervals,
+    paired_difference,
+)
 from pneumonia.core.prediction import decide, pneumonia_probability
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, GateRefused
@@ -103,8 +110,10 @@ def _metrics(config: Config, bundle: Bundle, data: PreparedData, rows: Any, prob
     evaluation = config.evaluation
     options = (evaluation.bootstrap_samples, evaluation.seed, evaluation.prevalence)
 
+    calibration = calibration_with_intervals(labels, probability, patients, *options[:2])
+
     def intervals(threshold: float) -> dict[str, Any]:
-        found = metrics_with_intervals(labels, probability, threshold, patients, *options)
+        found = metrics_with_intervals(labels, probability, threshold, patients, *options) | calibration
         return {name: interval.to_json() for name, interval in found.items()}
 
     return {
@@ -239,9 +248,10 @@ def gate(config: Config, evaluation: Path) -> dict[str, Any]:
     if config.gate.champion is None:
         champion: dict[str, Any] = {"compared": False, "why": "no champion: gate.champion is null"}
     else:
-        difference = _against(config, evaluation, metrics, Path(config.gate.champion))
+        difference, split = _against(config, evaluation, metrics, Path(config.gate.champion))
         reasons += worse_than_champion(difference, config.gate.champion_margin)
-        champion = {"compared": True, "difference": {name: gap.to_json() for name, gap in difference.items()}}
+        champion = {"compared": True, "difference": {name: gap.to_json() for name, gap in difference.items()},
+                    "discordant": split}  # fmt: skip
     if reasons:
         raise GateRefused(reasons)
     figures = {
@@ -267,8 +277,10 @@ def _stress_verdict(config: Config, metrics: dict[str, Any]) -> tuple[dict[str, 
     return asked, stress_refusals(worst, least)
 
 
-def _against(config: Config, evaluation: Path, metrics: dict[str, Any], champion: Path) -> dict[str, Interval]:
-    """Differences to the champion on the same test images."""
+def _against(
+    config: Config, evaluation: Path, metrics: dict[str, Any], champion: Path
+) -> tuple[dict[str, Interval], dict[str, dict[str, int]]]:
+    """Differences to the champion on the same test images, and how many of them only one of the two answers rightly."""
     theirs = read_metrics(champion)
     if theirs["data_digest"] != metrics["data_digest"]:
         raise DataError(
@@ -283,14 +295,9 @@ def _against(config: Config, evaluation: Path, metrics: dict[str, Any], champion
             f"{evaluation}; evaluate both again on the same prepared data set"
         )
     labels, patients, probability = map(np.array, zip(*ours.values(), strict=True))
-    return paired_difference(
-        labels,
-        (probability, metrics["threshold"]),
-        (np.array([other[key][2] for key in ours]), theirs["threshold"]),
-        patients,
-        config.evaluation.bootstrap_samples,
-        config.evaluation.seed,
-    )
+    forms = ((probability, metrics["threshold"]), (np.array([other[key][2] for key in ours]), theirs["threshold"]))
+    options = (config.evaluation.bootstrap_samples, config.evaluation.seed)
+    return paired_difference(labels, *forms, patients, *options), discordant(labels, *forms)
 
 
 def _read_predictions(evaluation: Path) -> dict[str, tuple[int, str, float]]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pneumonia import contract
+from pneumonia.evaluation.card import interval
 from pneumonia.evaluation.stress import FIGURES as STRESS_FIGURES
 from pneumonia.files import write_text
 
@@ -39,9 +40,9 @@ The threshold {{ "%.4f" | format(m.threshold) }} was chosen on validation for a 
 temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstrapped over patients.</p>
 <table><tr><th>test</th><th>at the served threshold</th><th>95 % interval</th><th>at 0.5</th><th>95 % interval</th></tr>
 {% for name, item in m.test.items() %}<tr><td>{{ name }}</td><td>{{ show(item.value) }}</td>
-<td>{{ show(item.low) }} to {{ show(item.high) }}</td>
+<td>{{ interval(item) }}</td>
 {% set half = m.test_at_half[name] %}<td>{{ show(half.value) }}</td>
-<td>{{ show(half.low) }} to {{ show(half.high) }}</td></tr>
+<td>{{ interval(half) }}</td></tr>
 {% endfor %}</table>
 <table><tr><th></th><th>answered NORMAL</th><th>answered PNEUMONIA</th></tr>
 {% for row in m.confusion %}<tr><td>is {{ labels[loop.index0] }}</td><td>{{ row[0] }}</td><td>{{ row[1] }}</td></tr>
@@ -51,9 +52,9 @@ temperature is {{ "%.3f" | format(m.temperature) }}. Intervals are 95 %, bootstr
 {% for name in columns %}<th>{{ name }}</th><th>95 % interval</th>{% endfor %}</tr>
 {% for name, item in m.subgroups.items() %}{% set right = item.test[right_of[item.against]] %}<tr><td>{{ name }}</td>
 <td>{{ item.images }}</td><td>{{ item.patients }}</td><td>{{ show(item.accuracy) }}</td>
-<td>{{ show(right.low) }} to {{ show(right.high) }}</td>
+<td>{{ interval(right) }}</td>
 {% for name in columns %}{% set figure = item.test[columns[name]] %}<td>{{ show(figure.value) }}</td>
-<td>{{ show(figure.low) }} to {{ show(figure.high) }}</td>{% endfor %}</tr>
+<td>{{ interval(figure) }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <p>Recall, specificity and AUROC of a subgroup of one class are set against every test image of the
 other class.</p>{% endif %}
@@ -108,6 +109,7 @@ def write_report(path: Path, metrics: dict[str, Any], plots: dict[str, bytes], w
         "columns": _SUBGROUP_COLUMNS,
         "right_of": _RIGHT_OF,
         "figures": STRESS_FIGURES,
+        "interval": interval,
     }
     write_text(path, page.render(m=metrics, labels=contract.LABELS, plots=pictures, show=show, worst=shown, **words))
 
