@@ -15,7 +15,7 @@ ARGS =
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check
+.PHONY: help setup lint format type test e2e load bench bench-model demo mlflow generate check-generated lock clean helm-check chart
 .PHONY: test-cluster test-kubeflow kind-up kind-load kind-demo kind-down images docker-test push sbom tensorrt-docker triton-docker
 
 help: ## List the targets
@@ -93,6 +93,10 @@ check-generated: generate ## Fail where a generated file differs from what is co
 helm-check: $(STAMP) ## Lint and render the chart with Helm's engine for each of its ci/ files, and check every object
 	$(BIN)/python tools/chart_docs.py --check
 	$(BIN)/python tools/helm_check.py
+
+HOME_URL ?=
+chart: $(STAMP) ## Package the chart into dist/, with this repository's address as its home: HOME_URL=https://... gives another
+	@$(BIN)/python tools/chart_package.py $(if $(HOME_URL),--home "$(HOME_URL)")
 
 # Of step, step-cuda, triton-cpu, triton. The two for GPUs have not been built yet.
 IMAGES ?= step triton-cpu
