@@ -68,11 +68,12 @@ def test_a_bucket_that_is_not_there(backend: Backend) -> None:
 
 def test_gpus_that_no_node_has(backend: Backend, kubectl: Callable[..., str]) -> None:
     kubectl("apply", "-k", str(Path(__file__).parents[2] / "manifests/bases/runner-rbac"))
-    run_id = backend.submit("gpus=1024", "training_volume=any", "--cuda-image", backend.image)
+    images = ("--cuda-image", backend.image)
+    run_id = backend.submit("gpus=1", 'gpu_node_selector={"pool": "of-nobody"}', options=images)
     run = backend.until(run_id, failed, SCHEDULED)
     check = step(run, "check")
     assert check.exit_code == 4
-    assert "nodes can give a pod 1024 nvidia.com/gpu, 1 needed" in check.reason
+    assert "nodes can give a pod 1 nvidia.com/gpu, pool=of-nobody, 1 needed" in check.reason
     assert backend.ended(run_id).state == "FAILED"
 
 
@@ -80,7 +81,9 @@ def test_a_run_that_takes_longer_than_it_may(backend: Backend) -> None:
     run_id = backend.submit('overrides=["training.max_steps=2000"]', options=("--run-hours", "0.04"))
     run = backend.ended(run_id, 144 + 2 * MINUTE)
     assert run.state == "FAILED"
-    print(run)
+    assert run.reason == "took longer than the 144 s it may (--run-hours), and was ended while train ran"
+    assert backend.pneumoctl("status", run_id).returncode == 1
+    assert f"failed: {run.reason}" in backend.said(run)
 
 
 def test_a_training_that_is_killed(backend: Backend, kubectl: Callable[..., str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pneumonia.pipelines.cluster import reason_of, state_of
-from pneumonia.pipelines.nodes import Step, own_lines, steps_of, with_log
+from pneumonia.pipelines.nodes import FAILED, Step, limit_of, own_lines, steps_of, with_log
 from tests.conftest import ROOT
 from tests.pipelines.kubeflow import LAUNCHED, ended, workflow
 
@@ -99,3 +99,23 @@ def test_the_stub_writes_logs_of_the_recorded_form() -> None:
     for line in (LAUNCHED + ended(2)).splitlines():
         start = re.sub(r"[\d.]+", "0", line)[:25]
         assert start in re.sub(r"[\d.]+", "0", real), line
+
+
+@pytest.mark.parametrize(
+    ("limit", "ended", "taken"),
+    [(144, "2026-12-01T12:55:30Z", 144), (144, "2026-12-01T12:54:57Z", None), (0, "2026-12-01T12:55:30Z", None),
+     (None, "2026-12-01T12:55:30Z", None), (144, None, 144)],
+)  # fmt: skip
+def test_a_run_that_took_longer_than_it_may_is_told_from_one_that_was_terminated(
+    limit: int | None, ended: str | None, taken: int | None
+) -> None:
+    status = {"startedAt": "2026-12-01T12:52:34Z", **({"finishedAt": ended} if ended else {})}
+    workflow = {"spec": {} if limit is None else {"activeDeadlineSeconds": limit}, "status": status}
+    assert limit_of(workflow) == taken
+    failed = Step("train", FAILED, reason="main: Error (exit code 143)")
+    said = reason_of("FAILED", 176, [failed], limit_of(workflow))
+    assert said.startswith("took longer than the 144 s" if taken else "step train: failed: main: Error")
+
+
+def test_a_run_that_has_not_begun_has_taken_no_time() -> None:
+    assert limit_of({"spec": {"activeDeadlineSeconds": 5}}) is None

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pneumonia.errors import BadInput, DependencyMissing, ServerUnavailable, UsageError
-from pneumonia.pipelines.nodes import FAILED, WAITING, Step, steps_of, with_log
+from pneumonia.pipelines.nodes import FAILED, WAITING, Step, limit_of, steps_of, with_log
 
 HOST_ENV = "KF_PIPELINES_ENDPOINT"
 """Address of Kubeflow Pipelines, the same variable as kfp's own."""
@@ -137,12 +137,15 @@ class Kubeflow:
         """What became of a run so far. Raises BadInput where there is no such run."""
         with self._explained():
             found = self._client.get_run(run_id)
-        steps = tuple(self._with_reason(run_id, step) for step in steps_of(self._workflow(run_id)))
+        workflow = self._workflow(run_id)
+        steps = tuple(self._with_reason(run_id, step) for step in steps_of(workflow))
         state = state_of(str(found.state or "PENDING"), [str(item.state) for item in found.state_history or ()])
         # A run that has not ended has the beginning of time as its end.
         ended = found.finished_at if found.finished_at and found.finished_at >= found.created_at else datetime.now(UTC)
         seconds = round((ended - found.created_at).total_seconds(), 1)
-        reason = reason_of(state, seconds, steps) or (str(found.error.message) if found.error else "")
+        reason = reason_of(state, seconds, steps, limit_of(workflow)) or (
+            str(found.error.message) if found.error else ""
+        )
         return Run(str(found.run_id), str(found.display_name), state, seconds, reason, steps)
 
     def wait(self, run_id: str, timeout_s: float | None = None, poll_s: float = POLL_S) -> Run:
@@ -250,11 +253,16 @@ def state_of(state: str, history: Container[str]) -> str:
     return TERMINATED if state in ("FAILED", "CANCELED") else TERMINATING
 
 
-def reason_of(state: str, seconds: float, steps: Sequence[Step]) -> str:
-    """One sentence about a run: what failed, what it was doing when it was ended, or what it waits for."""
+def reason_of(state: str, seconds: float, steps: Sequence[Step], limit_s: int | None = None) -> str:
+    """One sentence about a run: what failed, what it was doing when it was ended, or what it waits for.
+
+    limit_s: its limit, where it has taken that long.
+    """
     failed, waiting = ([step for step in steps if step.state == kind] for kind in (FAILED, WAITING))
     if state in (TERMINATED, TERMINATING):
         return f"terminated by hand while {failed[0].name} ran" if failed else "terminated by hand"
+    if failed and limit_s:
+        return f"took longer than the {limit_s} s it may (--run-hours), and was ended while {failed[0].name} ran"
     if failed:
         return told(failed[0])
     if state == "FAILED":

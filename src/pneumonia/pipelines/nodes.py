@@ -73,6 +73,18 @@ def steps_of(workflow: Mapping[str, Any], now: datetime | None = None) -> tuple[
     return tuple(step for *_, step in sorted(found, key=lambda item: (item[0], item[1], item[2].name)))
 
 
+def limit_of(workflow: Mapping[str, Any], now: datetime | None = None) -> int | None:
+    """The most seconds of a run that it has taken; None where it has none, or time left.
+
+    Termination by hand is a limit of 0 to Argo and none here.
+    """
+    limit = (workflow.get("spec") or {}).get("activeDeadlineSeconds")
+    began, ended = (_time((workflow.get("status") or {}).get(key)) for key in ("startedAt", "finishedAt"))
+    if not limit or began is None:
+        return None
+    return int(limit) if ((ended or now or datetime.now(UTC)) - began).total_seconds() >= limit else None
+
+
 def _nodes(workflow: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """Argo packs the nodes of a large workflow."""
     status = workflow.get("status") or {}
