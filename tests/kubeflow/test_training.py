@@ -13,12 +13,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = {"check", "fetch", "prepare", "train", "evaluate", "gate", "export", "publish", "notify"}
 CACHED = ("fetch", "prepare", "train", "evaluate", "export")
 MOST_PODS = 22
+STEPS_OF_A_RUN = 1000
 
 
 def again(backend: Backend, *more: str, **settings: str) -> Run:
     """A run to its end with this session's data. more: overrides."""
-    # Enough steps that the work, and not the start of pods, is most of the time.
-    steps = 3 if settings.get("experiment") else 400
+    # Of the first run enough steps that the work, and not the start of pods, is most of the time.
+    steps = 3 if settings.get("experiment") else STEPS_OF_A_RUN
     data = ("data.num_images=160", f"data.seed={backend.seed}")
     given = (*data, f"training.max_steps={steps}", "evaluation.recall_target=0.5", *more)
     overrides = ",".join(f'"{item}"' for item in given)
