@@ -44,7 +44,8 @@ def parse(config: Path) -> Any:
 def described(tensors: Iterable[Any]) -> dict[str, tuple[str, list[int]]]:
     from tritonclient.grpc import model_config_pb2
 
-    names = {model_config_pb2.TYPE_STRING: "BYTES", model_config_pb2.TYPE_FP32: "FP32", model_config_pb2.TYPE_BOOL: "BOOL"}
+    types = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
+    names = {getattr(model_config_pb2, value): name for name, value in types.items()}
     return {tensor.name: (names[tensor.data_type], list(tensor.dims)) for tensor in tensors}
 
 
