@@ -103,7 +103,6 @@ def changed_answers(bundle: Path, xrays: Path) -> list[str]:
     """Probabilities and labels from scaled and whole decoding of enlarged X-rays."""
     from pneumonia import contract
     from pneumonia.bundle import open_bundle
-    from pneumonia.core.prediction import pneumonia_probability
     from pneumonia.inference.onnx_runtime import open_session
 
     opened = open_bundle(bundle)
@@ -117,7 +116,7 @@ def changed_answers(bundle: Path, xrays: Path) -> list[str]:
         data = saved(large, 90)
         for name, spec in (("scaled", SPEC), ("whole", WHOLE)):
             (logits,) = session.run([contract.TENSOR_OUTPUT], {contract.TENSOR_INPUT: preprocess([data], spec)})
-            answers[name].append(float(pneumonia_probability(logits, opened.manifest.temperature)[0]))
+            answers[name].append(float(opened.manifest.point.probability(logits)[0]))
     scaled, whole = (np.array(values) for values in answers.values())
     threshold = opened.manifest.threshold
     changed = np.mean((scaled >= threshold) != (whole >= threshold))

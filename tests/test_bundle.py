@@ -51,8 +51,8 @@ def test_missing_newer_and_damaged_bundles_say_what_to_do(bundle: Bundle, tmp_pa
     assert caught.value.exit_code == 4
     manifest = bundle.path / contract.BUNDLE_MANIFEST
     text = manifest.read_text()
-    manifest.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(BundleError, match="schema version 2, this release reads 1"):
+    manifest.write_text(text.replace('"schema_version": 2', '"schema_version": 3'))
+    with pytest.raises(BundleError, match="schema version 3, this release reads 1 and 2"):
         open_bundle(bundle.path)
     manifest.write_text(text[: len(text) // 2])
     with pytest.raises(BundleError, match="not JSON"):
@@ -86,6 +86,29 @@ def test_a_bundle_holds_what_a_bundle_holds_and_nothing_that_could_run(tmp_path:
         write_bundle(tmp_path / "b", manifest, {name: tmp_path / "w"})
     assert "\x1b" not in str(caught.value)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_bundle_of_schema_one_is_read_without_offset_and_marks_nothing(bundle: Bundle) -> None:
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    value = json.loads(manifest.read_text())
+    for name in ("offset", "sure", "sha256"):
+        del value[name]
+    manifest.write_text(json.dumps({**value, "schema_version": 1}))
+    point = open_bundle(bundle.path).manifest.point
+    assert (point.offset, point.sure) == (0.0, 0.5)
+    assert point.temperature == bundle.manifest.temperature
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("offset", float("nan")), ("sure", 0.4), ("sure", 1.2), ("offset", float("inf"))]
+)
+def test_an_operating_point_that_is_none_is_refused(bundle: Bundle, name: str, value: float) -> None:
+    manifest = bundle.path / contract.BUNDLE_MANIFEST
+    found = json.loads(manifest.read_text())
+    del found["sha256"]
+    manifest.write_text(json.dumps({**found, name: value}))
+    with pytest.raises(BundleError, match="restore the bundle"):
+        open_bundle(bundle.path)
 
 
 def test_the_kubeflow_run_is_kept_and_missing_where_there_was_none(tmp_path: Path) -> None:
@@ -134,7 +157,7 @@ def test_values_that_make_no_sense_are_refused(bundle: Bundle, key: str, value: 
     manifest = bundle.path / contract.BUNDLE_MANIFEST
     text = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**text, key: value}))
-    with pytest.raises(BundleError, match="the one is above 0, the other 0 to 1"):
+    with pytest.raises(BundleError, match="expected a temperature above 0, a threshold of 0 to 1"):
         open_bundle(bundle.path)
 
 

@@ -13,7 +13,8 @@ def merge_scores(library_version: str, shards: Input[list[Dataset]], scores: Out
     Args:
         library_version: version of `pneumonia` that the pipeline was compiled for.
         shards: from score_shard.
-        scores: `scores.csv`: filename, prediction, confidence, probability, threshold, model_id, error.
+        scores: `scores.csv`: filename, prediction, confidence, probability, threshold, uncertain,
+            model_id, error.
         metrics: images, errors and answers by class, for the user interface.
     """
     from pneumonia.pipelines.step import step

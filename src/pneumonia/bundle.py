@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumonia import contract
+from pneumonia.core.prediction import OperatingPoint
 from pneumonia.core.preprocess import Preprocessing
 from pneumonia.errors import BundleError, BundleNotFound
 from pneumonia.files import check_replaceable, printable, replace_directory, sha256_file, write_json
@@ -39,10 +41,10 @@ _SEAL = "sha256"
 class Manifest:
     """What bundle.json says.
 
-    temperature: divides the logits, > 0. threshold: P(PNEUMONIA) from which the answer is PNEUMONIA, 0..1, chosen for
-    `recall_target` on validation. metrics: by split, as the evaluation wrote them. data: digest, source, synthetic,
-    patients, split. config: the resolved configuration of the training run. versions: of the libraries it ran with.
-    files: SHA-256 by file name. kubeflow_run: id of the Kubeflow run that trained it; empty where none did.
+    temperature, offset, threshold, sure: as in OperatingPoint; the threshold was chosen for `recall_target` on
+    validation. metrics: by split, as the evaluation wrote them. data: digest, source, synthetic, patients, split.
+    config: the resolved configuration of the training run. versions: of the libraries it ran with. files: SHA-256 by
+    file name. kubeflow_run: id of the Kubeflow run that trained it; empty where none did.
     """
 
     name: str
@@ -57,7 +59,14 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     kubeflow_run: str = ""
+    offset: float = 0.0
+    sure: float = 0.5
     schema_version: int = contract.BUNDLE_SCHEMA_VERSION
+
+    @property
+    def point(self) -> OperatingPoint:
+        """How this model's logits become answers."""
+        return OperatingPoint(self.temperature, self.threshold, self.offset, self.sure)
 
     @property
     def synthetic(self) -> bool:
@@ -72,7 +81,9 @@ class Manifest:
             "labels": list(self.labels),
             "preprocessing": self.preprocessing.to_json(),
             "temperature": self.temperature,
+            "offset": self.offset,
             "threshold": self.threshold,
+            "sure": self.sure,
             "recall_target": self.recall_target,
             "metrics": dict(self.metrics),
             "data": dict(self.data),
@@ -92,10 +103,10 @@ class Manifest:
         """
         if not isinstance(value, dict) or "schema_version" not in value:
             raise BundleError(f"{where}: not a bundle manifest; give the folder that `pneumoctl train` wrote")
-        if value["schema_version"] != contract.BUNDLE_SCHEMA_VERSION:
+        if value["schema_version"] not in contract.BUNDLE_SCHEMAS_READ:
             raise BundleError(
                 f"{where}: schema version {value['schema_version']}, this release reads "
-                f"{contract.BUNDLE_SCHEMA_VERSION}; install the release that wrote the bundle"
+                f"{' and '.join(map(str, contract.BUNDLE_SCHEMAS_READ))}; install the release that wrote the bundle"
             )
         try:
             manifest = cls(
@@ -111,13 +122,16 @@ class Manifest:
                 versions=dict(value["versions"]),
                 files=dict(value["files"]),
                 kubeflow_run=str(value.get("kubeflow_run", "")),
+                offset=float(value.get("offset", 0.0)),
+                sure=float(value.get("sure", 0.5)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{where}: damaged manifest ({error!r}); restore the bundle from its release") from error
-        if not (0 < manifest.temperature < float("inf") and 0 <= manifest.threshold <= 1):
+        numbers = (manifest.temperature > 0, 0 <= manifest.threshold <= 1, 0.5 <= manifest.sure <= 1)
+        if not (all(numbers) and math.isfinite(manifest.temperature) and math.isfinite(manifest.offset)):
             raise BundleError(
-                f"{where}: temperature {manifest.temperature}, threshold {manifest.threshold}; the one is above 0, the "
-                "other 0 to 1; restore the bundle from its release"
+                f"{where}: {manifest.point}; expected a temperature above 0, a threshold of 0 to 1, an offset that is "
+                "a number and sure of .5 to 1; restore the bundle from its release"
             )
         if value.get(_SEAL, _seal(value)) != _seal(value):
             raise BundleError(

@@ -36,12 +36,14 @@ OUTPUT_PREDICTION: Final = "prediction"
 OUTPUT_CONFIDENCE: Final = "confidence"
 OUTPUT_PROBABILITY: Final = "probability"
 OUTPUT_THRESHOLD: Final = "threshold"
+OUTPUT_UNCERTAIN: Final = "uncertain"
 OUTPUT_MODEL_ID: Final = "model_id"
 ENSEMBLE_OUTPUTS: Final = {
     OUTPUT_PREDICTION: "BYTES",
     OUTPUT_CONFIDENCE: "FP32",
     OUTPUT_PROBABILITY: "FP32",
     OUTPUT_THRESHOLD: "FP32",
+    OUTPUT_UNCERTAIN: "BOOL",
     OUTPUT_MODEL_ID: "BYTES",
 }
 """Ensemble outputs and their KServe v2 datatypes, each of shape [-1, 1]."""
@@ -90,7 +92,9 @@ ALLOW_SYNTHETIC_ENV: Final = "PNEUMONIA_ALLOW_SYNTHETIC"
 # Files of a bundle.
 BUNDLE_DIR: Final = "models"
 BUNDLE_ENV: Final = "PNEUMONIA_BUNDLE"
-BUNDLE_SCHEMA_VERSION: Final = 1
+BUNDLE_SCHEMA_VERSION: Final = 2
+BUNDLE_SCHEMAS_READ: Final = (1, 2)
+"""1 knew no offset and no `sure`, which a library that reads 1 alone would leave out of its answers."""
 BUNDLE_MANIFEST: Final = "bundle.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 MODEL_CONFIG_FILE: Final = "config.json"

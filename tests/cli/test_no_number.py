@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pneumonia.bundle import Bundle
-from pneumonia.core.prediction import predictions
+from pneumonia.core.prediction import OperatingPoint, predictions
 from pneumonia.errors import NoAnswer
 from pneumonia.inference.predictor import open_predictor
 from pneumonia.release.publish import publish
@@ -66,8 +66,8 @@ def answers_of(bundle: Bundle, images: Path) -> dict[str, str | None]:
 def test_logits_that_are_no_numbers_are_no_answer(value: float) -> None:
     logits = np.array([[0.0, 1.0], [0.0, value], [value, value]], np.float32)
     with pytest.raises(NoAnswer, match=r"^image 1: the logits are not finite \(0\.0, "):
-        predictions(logits, 1.0, 0.5, "m@1")
-    assert len(predictions(logits[:1], 1.0, 0.5, "m@1")) == 1
+        predictions(logits, OperatingPoint(1.0, 0.5), "m@1")
+    assert len(predictions(logits[:1], OperatingPoint(1.0, 0.5), "m@1")) == 1
 
 
 def test_infer_says_so_and_answers_the_others(overflowing: Bundle, images: Path) -> None:

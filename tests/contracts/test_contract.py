@@ -44,7 +44,8 @@ def parse(config: Path) -> Any:
 def described(tensors: Iterable[Any]) -> dict[str, tuple[str, list[int]]]:
     from tritonclient.grpc import model_config_pb2
 
-    names = {model_config_pb2.TYPE_STRING: "BYTES", model_config_pb2.TYPE_FP32: "FP32"}
+    types = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
+    names = {getattr(model_config_pb2, value): name for name, value in types.items()}
     return {tensor.name: (names[tensor.data_type], list(tensor.dims)) for tensor in tensors}
 
 
@@ -62,7 +63,14 @@ def get(url: str) -> Any:
 def test_the_public_names_and_labels_are_what_clients_were_promised() -> None:
     assert contract.ENSEMBLE == "pneumonia_detection"
     assert contract.ENSEMBLE_INPUT == "image"
-    assert set(contract.ENSEMBLE_OUTPUTS) == {"prediction", "confidence", "probability", "threshold", "model_id"}
+    assert set(contract.ENSEMBLE_OUTPUTS) == {
+        "prediction",
+        "confidence",
+        "probability",
+        "threshold",
+        "uncertain",
+        "model_id",
+    }
     assert contract.LABELS == ("NORMAL", "PNEUMONIA")
 
 

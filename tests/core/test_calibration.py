@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pneumonia.core.calibration import choose_threshold, fit_temperature, fit_temperature_and_offset, too_few_to_show
+from pneumonia.core.calibration import (
+    choose_threshold,
+    fit_temperature,
+    fit_temperature_and_offset,
+    moved,
+    shift_of,
+    too_few_to_show,
+)
 from pneumonia.core.metrics import patient_weights, weighted_metrics
 from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.errors import GateRefused
@@ -86,6 +93,21 @@ def test_ties_are_accepted_together() -> None:
     probability = np.repeat([0.9, 0.4], 50)
     threshold = choose_threshold(labels, probability, np.arange(100).astype(str), 0.6)
     assert threshold < 0.4
+
+
+def test_the_threshold_is_at_most_what_is_asked_for() -> None:
+    labels = np.repeat([0, 1], 200).astype(np.int64)
+    probability = np.repeat([0.6, 0.95], 200)
+    patients = np.arange(400).astype(str)
+    assert choose_threshold(labels, probability, patients, 0.95) == pytest.approx(0.775)
+    assert choose_threshold(labels, probability, patients, 0.95, most=0.5) == 0.5
+    assert choose_threshold(labels, probability - 0.5, patients, 0.95, most=0.5) == pytest.approx(0.275)
+
+
+def test_a_probability_moves_with_the_prevalence() -> None:
+    # Bayes' theorem with the likelihood ratio of .8 where half of the images are ill: 4.
+    assert moved(0.8, shift_of(0.1, 0.5)) == pytest.approx(4 * 0.1 / (4 * 0.1 + 0.9))
+    assert (moved(0.0, -3.0), moved(1.0, -3.0), moved(0.3, 0.0)) == (0, 1, pytest.approx(0.3))
 
 
 def test_validation_without_pneumonia_is_refused_with_a_count() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pneumonia.core.image import MAX_PIXELS, decode_image, read_image, unwrap_base64
-from pneumonia.core.prediction import predictions
+from pneumonia.core.prediction import OperatingPoint, predictions
 from pneumonia.core.preprocess import Preprocessing, normalize, pixels, preprocess
 from pneumonia.errors import BundleError, ImageError
 
@@ -177,10 +177,21 @@ def test_preprocessing_survives_json_and_refuses_what_it_does_not_know() -> None
 
 def test_confidence_belongs_to_the_answer_even_below_one_half() -> None:
     logits = np.array([[1.0, 0.0], [0.0, 5.0], [5.0, 0.0]])
-    unsure, sick, healthy = predictions(logits, temperature=1.0, threshold=0.2, model_id="m@1")
+    point = OperatingPoint(temperature=1.0, threshold=0.2, sure=0.75)
+    unsure, sick, healthy = predictions(logits, point, model_id="m@1")
     assert (unsure.label, round(unsure.confidence, 4)) == ("PNEUMONIA", 0.2689)
     assert sick.label == "PNEUMONIA"
     assert sick.confidence == pytest.approx(sick.probability)
     assert healthy.label == "NORMAL"
     assert healthy.confidence == pytest.approx(1 - healthy.probability)
     assert {p.threshold for p in (unsure, sick, healthy)} == {0.2}
+    # The other class has .7311.
+    assert [p.uncertain for p in (unsure, sick, healthy)] == [True, False, False]
+    sure, _, _ = predictions(logits, OperatingPoint(temperature=1.0, threshold=0.2, sure=0.73), model_id="m@1")
+    assert not sure.uncertain
+
+
+def test_an_offset_moves_the_log_odds_after_the_temperature() -> None:
+    logits = np.array([[0.0, 2.0], [1.0, 0.0]])
+    found = OperatingPoint(temperature=2.0, threshold=0.5, offset=-1.0).probability(logits)
+    assert found == pytest.approx([0.5, 1 / (1 + np.exp(1.5))])

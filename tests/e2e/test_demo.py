@@ -46,7 +46,7 @@ def test_demo_shows_every_mode_and_cleans_up(tmp_path: Path) -> None:
 
 def answers(**confidences: tuple[str, float]) -> Answers:
     """One image, by mode a label and a confidence."""
-    said = {mode: [Prediction(label, p, p, 0.5, "toy")] for mode, (label, p) in confidences.items()}
+    said = {mode: [Prediction(label, p, p, 0.5, False, "toy")] for mode, (label, p) in confidences.items()}
     return Answers([Example("a.jpeg", "NORMAL", b"")], said)
 
 

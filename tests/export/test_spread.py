@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pneumonia.core.prediction import OperatingPoint
 from pneumonia.data.prepared import PreparedData
 from pneumonia.errors import DataError, ParityRefused
-from pneumonia.export.spread import answers_of, require_both_answers, spread
+from pneumonia.export.spread import require_both_answers, spread
 
 
 def data_of(labels: list[str], seed: int = 0) -> PreparedData:
@@ -22,6 +23,7 @@ def data_of(labels: list[str], seed: int = 0) -> PreparedData:
 
 SORTED = data_of(["NORMAL"] * 201 + ["PNEUMONIA"] * 578)
 ALL = np.arange(779)
+POINT = OperatingPoint(1.0, 0.5)
 
 
 def test_both_classes_are_asked_where_the_first_rows_are_one_class() -> None:
@@ -61,5 +63,5 @@ def test_one_class_alone_is_refused() -> None:
 def test_one_answer_for_all_proves_nothing() -> None:
     logits: Any = np.array([[2.0, -2.0], [3.0, -1.0]])
     with pytest.raises(ParityRefused, match="answers NORMAL for all 2 test images"):
-        require_both_answers(answers_of(logits, 1.0, 0.5), "test images")
-    require_both_answers(answers_of(np.array([[2.0, -2.0], [-3.0, 1.0]]), 1.0, 0.5), "test images")
+        require_both_answers(POINT.answers(logits), "test images")
+    require_both_answers(POINT.answers(np.array([[2.0, -2.0], [-3.0, 1.0]])), "test images")

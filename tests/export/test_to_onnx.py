@@ -14,6 +14,7 @@ import pytest
 from pneumonia import contract
 from pneumonia.architecture import load_model
 from pneumonia.bundle import Bundle, extend_bundle, open_bundle
+from pneumonia.core.prediction import OperatingPoint
 from pneumonia.data.prepare import PreparedData
 from pneumonia.errors import BundleError, DataError, ParityRefused
 from pneumonia.evaluation.evaluate import evaluate
@@ -139,5 +140,5 @@ def test_parity_refuses_what_differs_and_what_is_not_a_number(bad: float) -> Non
     other = logits.copy()
     other[2, 1] = bad
     with pytest.raises(ParityRefused):
-        require(compare(logits, other, 1.0, 0.9), "form")
-    assert require(compare(logits, logits.copy(), 1.0, 0.9), "form").max_gap == 0
+        require(compare(logits, other, OperatingPoint(1.0, 0.9)), "form")
+    assert require(compare(logits, logits.copy(), OperatingPoint(1.0, 0.9)), "form").max_gap == 0

@@ -291,7 +291,7 @@ def flipped(name: str, find: bytes | None = None) -> Callable[[Path], Path]:
 
 def newer(bundle: Path) -> Path:
     path = bundle / contract.BUNDLE_MANIFEST
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 3'))
     return bundle
 
 

@@ -10,9 +10,9 @@ import pytest
 from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle, write_bundle
 from pneumonia.errors import BundleError, BundleNotFound, DependencyMissing, DeviceUnavailable, ImageError, UsageError
-from pneumonia.inference.fake import FakePredictor
 from pneumonia.inference.predictor import open_predictor
 from tests.bundles import tiny_bundle, xray
+from tests.fake_predictor import FakePredictor
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from pneumonia.inference import journal
-from pneumonia.inference.fake import FakePredictor
 from pneumonia.inference.inputs import Inputs
 from pneumonia.inference.score import from_server, score
+from tests.fake_predictor import FakePredictor
 from tests.inference.test_inputs import write_tar
 
 FEW, MANY = 1_000, 4_000

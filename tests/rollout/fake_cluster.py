@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pneumonia.errors import ServerUnavailable
-from pneumonia.inference.fake import FakePredictor
 from pneumonia.inference.predictor import Predictor
 from pneumonia.kubernetes import ApiError
 from pneumonia.rollout.service import LONGEST_LABEL, MODE_ANNOTATION, SCALER_ANNOTATION, SERVICE_LABEL
+from tests.fake_predictor import FakePredictor
 
 Key = tuple[str, str, str]
 """Kind, namespace, name."""

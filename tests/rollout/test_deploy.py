@@ -177,11 +177,13 @@ def _slow(answer: Prediction) -> Prediction:
 
 def _swapped(answer: Prediction) -> Prediction:
     label = "NORMAL" if answer.label == "PNEUMONIA" else "PNEUMONIA"
-    return Prediction(label, answer.confidence, 1 - answer.probability, answer.threshold, answer.model_id)
+    return Prediction(label, answer.confidence, 1 - answer.probability, answer.threshold, False, answer.model_id)
 
 
 def _stranger(answer: Prediction) -> Prediction:
-    return Prediction(answer.label, answer.confidence, answer.probability, answer.threshold, "other@123456789012")
+    return Prediction(
+        answer.label, answer.confidence, answer.probability, answer.threshold, False, "other@123456789012"
+    )
 
 
 @pytest.mark.parametrize(

@@ -108,23 +108,41 @@ def baseline(
 
 def calibrate(
     bundle: Path = typer.Argument(..., help="Bundle to calibrate; it is left as it is."),
-    data: Path = typer.Argument(..., help="Folder of labelled images, as for data=folder."),
+    data: Path | None = typer.Argument(None, help="Folder of labelled images, as for data=folder."),
     overrides: list[str] | None = _OVERRIDES,
+    prevalence: float | None = typer.Option(
+        None, help="Share of pneumonia where the model will be used; alone, or where DATA has another share."
+    ),
     output: Path = typer.Option(Path("models-calibrated"), help="Folder of the new bundle."),
 ) -> None:
-    """Fit temperature and threshold to a site's own labelled images, without training."""
+    """Fit temperature, offset and threshold to a site's own labelled images, or to its share of pneumonia."""
     import tempfile
 
     from pneumonia.config.compose import compose
+    from pneumonia.errors import UsageError
     from pneumonia.export.calibrate import calibrate as run_calibration
+    from pneumonia.export.calibrate import for_prevalence
 
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise UsageError(f"--prevalence {prevalence:g}: expected a share above 0 and below 1, such as 0.1")
+    if data is None or (prevalence is not None and "=" in str(data)):
+        # Without a folder the first override stands in its place.
+        overrides = [*([str(data)] if data is not None else []), *(overrides or [])]
+        if prevalence is None:
+            raise UsageError("nothing to calibrate with; give a folder of labelled images, or --prevalence SHARE")
+        _show_point(for_prevalence(bundle, prevalence, compose(overrides).evaluation.max_threshold, output))
+        return
     with tempfile.TemporaryDirectory(prefix="pneumonia-calibrate.") as scratch:
         places = [f"data.raw_dir={scratch}/raw", f"data.prepared_dir={scratch}/prepared"]
         config = compose(["data=folder", f"data.root={data}", *places, *(overrides or [])])
-        new = run_calibration(config, bundle, _prepared(config, None), output)
-    manifest = new.manifest
-    figures = {"temperature": manifest.temperature, "threshold": manifest.threshold}
-    print(json.dumps({"bundle": str(new.path), "model_id": new.model_id, **figures}))
+        new = run_calibration(config, bundle, _prepared(config, None), output, prevalence)
+    _show_point(new)
+
+
+def _show_point(new: Bundle) -> None:
+    from dataclasses import asdict
+
+    print(json.dumps({"bundle": str(new.path), "model_id": new.model_id, **asdict(new.manifest.point)}))
 
 
 def gate(

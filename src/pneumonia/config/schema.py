@@ -318,6 +318,10 @@ class EvaluationConfig:
 
     recall_target: float = 0.95
     """The threshold is the highest whose lower 95 % bound of validation recall meets this."""
+    max_threshold: float = 0.5
+    """The threshold is at most this: at .5 no image is called NORMAL that is more probably PNEUMONIA."""
+    sure: float = 0.8
+    """An answer is marked uncertain where neither class is this probable; .5 marks none."""
     bootstrap_samples: int = 2000
     """Resamplings of patients behind each 95 % interval."""
     seed: int = 42
@@ -333,6 +337,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _between("evaluation.prevalence", self.prevalence, 0.0001, 0.9999)
+        _between("evaluation.max_threshold", self.max_threshold, 0.01, 1.0)
+        _between("evaluation.sure", self.sure, 0.5, 1.0)
         _between("evaluation.worst", self.worst, 0, 100)
         _between("evaluation.stress_images", self.stress_images, 20, 1_000_000)
         _between("evaluation.recall_target", self.recall_target, 0.5, 0.999)

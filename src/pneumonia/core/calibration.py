@@ -72,6 +72,21 @@ def _search(loss: Callable[[float], float]) -> float:
     return float(np.exp((low + high) / 2))
 
 
+def shift_of(prevalence: float, share: float) -> float:
+    """What to add to the log-odds of a model calibrated where `share` of images are PNEUMONIA, where `prevalence` are.
+
+    Both above 0 and below 1. Saerens et al. 2002, Neural Computation 14:21.
+    """
+    return float(np.log(prevalence / (1 - prevalence)) - np.log(share / (1 - share)))
+
+
+def moved(probability: float, shift: float) -> float:
+    """A probability whose log-odds are moved by `shift`; 0 and 1 stay."""
+    if probability in (0, 1):
+        return probability
+    return float(1 / (1 + (1 - probability) / probability * np.exp(-shift)))
+
+
 def too_few_to_show(labels: Ints, patients: npt.NDArray[np.str_], recall_target: float) -> str:
     """Why a recall of `recall_target` cannot be shown on these patients even if every answer is right; empty if it can.
 
@@ -95,8 +110,9 @@ def choose_threshold(
     recall_target: float,
     samples: int = 2000,
     seed: int = 42,
+    most: float = 1.0,
 ) -> float:
-    """The highest threshold whose patient-bootstrap lower 95 % bound of recall meets `recall_target`.
+    """The highest threshold up to `most` whose patient-bootstrap lower 95 % bound of recall meets `recall_target`.
 
     labels (N,), probability (N,) of PNEUMONIA, patients (N,), all of the validation split. The result lies half way
     between the lowest accepted probability and the next one below it, so that rounding in another runtime does not
@@ -120,4 +136,4 @@ def choose_threshold(
         raise GateRefused([f"no threshold reaches a recall of {recall_target:g} on validation with 95 % confidence"])
     accepted = scores[meets[0]]
     below = probability[probability < accepted]
-    return float((accepted + below.max()) / 2) if len(below) else float(accepted / 2)
+    return min(most, float((accepted + below.max()) / 2) if len(below) else float(accepted / 2))

@@ -70,14 +70,21 @@ def _stress(stress: Mapping[str, Any] | None) -> list[str]:
 
 def calibration_card(manifest: Manifest) -> str:
     """Markdown for a bundle that `pneumoctl calibrate` wrote: no figure of the model's former threshold."""
-    site = manifest.data["calibrated_on"]
+    site = manifest.data.get("calibrated_on")
+    trained = f"Trained on source {manifest.data['source']}, digest {manifest.data['digest']}."
+    share = f"Probabilities are for a place where {manifest.data['prevalence']:.4g} of the images are PNEUMONIA."
+    if "calibration" not in manifest.metrics or site is None:
+        before = manifest.data["prevalence_before"]
+        moved = (
+            f"They were moved there from {before:.4g} without images, and the threshold with them: nothing measured it."
+        )
+        return "\n".join([*_head(manifest, "the images before"), "## Data\n", f"{trained}\n", f"{share} {moved}\n"])
     return "\n".join(
         [
             *_head(manifest, "the images of the calibration"),
             "## Data\n",
-            f"Trained on source {manifest.data['source']}, digest {manifest.data['digest']}. Temperature and threshold "
-            f"fitted on source {site['source']}, digest {site['digest']}; {sum(site['counts']['by_split'].values())} "
-            f"images of {site['counts']['patients']} patients.\n",
+            f"{trained} Temperature, offset and threshold fitted on source {site['source']}, digest {site['digest']}; "
+            f"{sum(site['counts']['by_split'].values())} images of {site['counts']['patients']} patients. {share}\n",
             "## Calibration\n",
             "At the served threshold, **on the very images that chose it**: they are no test, and other images will be",
             "answered less well. The figures of the former test do not hold for this threshold. 95 % intervals",
@@ -105,8 +112,9 @@ def _head(manifest: Manifest, chosen_on: str) -> list[str]:
         "and other hospitals were not tested, and the share of pneumonia there is far above that of a clinic.\n",
         "## Model\n",
         f"Architecture {config.get('architecture', '?')}, start from {config.get('checkpoint') or 'scratch'}; "
-        f"temperature {manifest.temperature:.4f}, threshold {manifest.threshold:.4f} for a recall of "
-        f"{manifest.recall_target} on {chosen_on}.\n",
+        f"temperature {manifest.temperature:.4f}, offset {manifest.offset:.4f}, threshold {manifest.threshold:.4f} for "
+        f"a recall of {manifest.recall_target} on {chosen_on}. An answer is marked uncertain where neither class is "
+        f"{manifest.sure:g} probable.\n",
     ]
 
 

@@ -22,7 +22,7 @@ from pneumonia.core.metrics import (
     metrics_with_intervals,
     paired_difference,
 )
-from pneumonia.core.prediction import decide, pneumonia_probability
+from pneumonia.core.prediction import decide
 from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError, GateRefused
 from pneumonia.evaluation.card import model_card
@@ -58,7 +58,7 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
     with track_again(config, opened.manifest.name, opened.digest) as tracker:
         rows, model = data.indices("test"), load_model(bundle)
         logits = predict_logits(model, data, rows, title="test")
-        probability = pneumonia_probability(logits, opened.manifest.temperature)
+        probability = opened.manifest.point.probability(logits)
         metrics = _metrics(config, opened, data, rows, probability)
         if config.evaluation.stress:
             metrics["stress"] = stress_figures(model, data, rows, opened.manifest, config.evaluation)
@@ -92,7 +92,7 @@ def tracked_figures(metrics: dict[str, Any]) -> dict[str, float]:
 def _write(config: Config, out: Path, bundle: Bundle, data: PreparedData, metrics: dict[str, Any], logits: Any) -> None:
     """Figures, one line an image, plots, report and model card."""
     rows, threshold = data.indices("test"), bundle.manifest.threshold
-    probability = pneumonia_probability(logits, bundle.manifest.temperature)
+    probability = bundle.manifest.point.probability(logits)
     plots = draw_plots(data.labels[rows], probability, threshold)
     write_json(out / contract.METRICS_FILE, metrics)
     write_text(out / contract.PREDICTIONS_FILE, _predictions_csv(data, rows, logits, probability, bundle))

@@ -16,7 +16,6 @@ from PIL import Image, ImageFilter
 from pneumonia.bundle import Manifest
 from pneumonia.config.schema import EvaluationConfig
 from pneumonia.core.metrics import metrics_with_intervals
-from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.core.preprocess import FILTERS
 from pneumonia.data.prepare import PreparedData
 
@@ -165,7 +164,7 @@ def stress_figures(
     for number, (name, change) in enumerate(CHANGES.items()):
         logits = predict_logits(model, data, rows, change=change.resampled(resample))
         figures = metrics_with_intervals(
-            labels, pneumonia_probability(logits, manifest.temperature), manifest.threshold, patients,
+            labels, manifest.point.probability(logits), manifest.threshold, patients,
             evaluation.bootstrap_samples, evaluation.seed, evaluation.prevalence,
         )  # fmt: skip
         found[name] = {"title": change.title, "framing": change.framing,

@@ -19,7 +19,7 @@ from pneumonia.data.prepared import load_prepared
 from pneumonia.errors import BundleError, DataError
 from pneumonia.export.forms import FORMS, Logits
 from pneumonia.export.parity import Parity, compare, require
-from pneumonia.export.spread import answers_of, require_both_answers, spread
+from pneumonia.export.spread import require_both_answers, spread
 from pneumonia.files import check_replaceable, write_bytes
 
 PARITY_IMAGES = 200
@@ -97,8 +97,8 @@ def agreement(form: str, bundle: Bundle, prepared: Path) -> Parity:
     spec = Preprocessing.from_json(data.manifest["preprocessing"])
     pixel_values: Logits = normalize(np.asarray(data.pixels[rows]), spec)
     expected, found = (FORMS[name].answer(bundle, FORMS[name].file, pixel_values) for name in ("onnx", form))
-    require_both_answers(answers_of(expected, manifest.temperature, manifest.threshold), "test images")
-    parity = compare(expected, found, manifest.temperature, manifest.threshold)
+    require_both_answers(manifest.point.answers(expected), "test images")
+    parity = compare(expected, found, manifest.point)
     limits = FORMS[form]
     require(parity, limits.file, limits.min_agreement, limits.max_gap)
     print(f"export: {limits.file} agrees with {contract.ONNX_FILE} on {parity.label_agreement:.2%} of {parity.images} "

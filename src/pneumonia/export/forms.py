@@ -71,7 +71,7 @@ def check_forms(bundle: Path, prepared: Path) -> dict[str, Parity]:
     for name, form in FORMS.items():
         if opened.has(form.file):
             answers = form.answer(opened, form.file, pixel_values)
-            found = compare(expected, answers, manifest.temperature, manifest.threshold)
+            found = compare(expected, answers, manifest.point)
             parity[name] = require(found, form.file, form.min_agreement, form.max_gap)
             print(f"parity: {form.file} agrees on {found.images} images, largest |Δp| {found.max_gap:.1e}",
                   file=sys.stderr)  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pneumonia.core.prediction import decide, pneumonia_probability
+from pneumonia.core.prediction import OperatingPoint, decide
 from pneumonia.errors import ParityRefused
 
 MAX_PROBABILITY_GAP = 1e-3
@@ -31,12 +31,11 @@ class Parity:
 def compare(
     reference: npt.NDArray[np.floating[Any]],
     other: npt.NDArray[np.floating[Any]],
-    temperature: float,
-    threshold: float,
+    point: OperatingPoint,
 ) -> Parity:
     """Logits (N, 2) of two forms of a model on the same images, in the same order."""
-    first, second = pneumonia_probability(reference, temperature), pneumonia_probability(other, temperature)
-    agreement = float((decide(first, threshold) == decide(second, threshold)).mean())
+    first, second = point.probability(reference), point.probability(other)
+    agreement = float((decide(first, point.threshold) == decide(second, point.threshold)).mean())
     return Parity(len(first), agreement, float(np.abs(first - second).max()))
 
 

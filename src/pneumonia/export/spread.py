@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from pneumonia import contract
-from pneumonia.core.prediction import decide, pneumonia_probability
 from pneumonia.data.prepared import PreparedData
 from pneumonia.errors import DataError, ParityRefused
 
@@ -46,11 +43,6 @@ def _quotas(available: list[int], count: int) -> list[int]:
     first, second = available
     half = min(first, max(count // 2, count - second))
     return [half, min(second, count - half)]
-
-
-def answers_of(logits: npt.NDArray[np.floating[Any]], temperature: float, threshold: float) -> npt.NDArray[np.int64]:
-    """Class index by image, (N,), for logits (N, 2)."""
-    return np.asarray(decide(pneumonia_probability(logits, temperature), threshold), np.int64)
 
 
 def require_both_answers(answers: npt.NDArray[np.int64], images: str) -> None:

@@ -18,7 +18,7 @@ from pneumonia.core.prediction import pneumonia_probability
 from pneumonia.data.prepare import load_prepared
 from pneumonia.errors import DataError, ParityRefused
 from pneumonia.export.parity import compare, require
-from pneumonia.export.spread import answers_of, require_both_answers, spread
+from pneumonia.export.spread import require_both_answers, spread
 from pneumonia.export.to_onnx import onnx_logits
 from pneumonia.files import check_replaceable
 from pneumonia.graph import write_graph
@@ -53,12 +53,12 @@ def export_int8(config: Config, bundle: Path, prepared: Path, out: Path) -> Bund
     rows = spread(data, data.indices("test"), PARITY_IMAGES)
     expected = predict_logits(model, data, rows)
     manifest = opened.manifest
-    require_both_answers(answers_of(expected, manifest.temperature, manifest.threshold), "test images")
+    require_both_answers(manifest.point.answers(expected), "test images")
     with tempfile.TemporaryDirectory(prefix="int8.") as temporary:
         graph = Path(temporary) / contract.INT8_FILE
         write_int8_graph(model, graph)
         answers = onnx_logits(graph, data, rows)
-        parity = compare(expected, answers, manifest.temperature, manifest.threshold)
+        parity = compare(expected, answers, manifest.point)
         require(parity, "INT8", MIN_AGREEMENT, MAX_PROBABILITY_GAP)
         gap = _auroc_gap(data.labels[rows], expected, answers)
         if not gap <= MAX_AUROC_GAP:

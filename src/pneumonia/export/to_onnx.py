@@ -18,7 +18,7 @@ from pneumonia.data.prepare import PreparedData, load_prepared
 from pneumonia.errors import DataError
 from pneumonia.evaluation.evaluate import read_metrics_of
 from pneumonia.export.parity import compare, require
-from pneumonia.export.spread import answers_of, require_both_answers, spread
+from pneumonia.export.spread import require_both_answers, spread
 from pneumonia.files import check_replaceable, write_json
 from pneumonia.graph import write_graph
 
@@ -44,14 +44,14 @@ def export_onnx(config: Config, bundle: Path, evaluation: Path, prepared: Path, 
     model = load_model(bundle)
     rows = spread(data, data.indices("test"), PARITY_IMAGES)
     expected = predict_logits(model, data, rows)
-    answers = answers_of(expected, opened.manifest.temperature, opened.manifest.threshold)
+    answers = opened.manifest.point.answers(expected)
     require_both_answers(answers, "test images")
     with tempfile.TemporaryDirectory(prefix="onnx.") as temporary:
         folder = Path(temporary)
         graph = folder / contract.ONNX_FILE
         write_graph(model, graph)
         manifest = opened.manifest
-        parity = compare(expected, onnx_logits(graph, data, rows), manifest.temperature, manifest.threshold)
+        parity = compare(expected, onnx_logits(graph, data, rows), manifest.point)
         require(parity, "ONNX")
         print(f"export: ONNX agrees with PyTorch on {parity.images} images, largest |Δp| {parity.max_gap:.1e}",
               file=sys.stderr)  # fmt: skip

@@ -18,7 +18,7 @@ from pneumonia.errors import DependencyMissing, PneumoniaError, StorageError, Us
 from pneumonia.files import replace_file
 
 COLUMNS = {"filename": "string", "prediction": "string", "confidence": "float64", "probability": "float64",
-           "threshold": "float64", "model_id": "string", "error": "string"}  # fmt: skip
+           "threshold": "float64", "uncertain": "bool_", "model_id": "string", "error": "string"}  # fmt: skip
 """Columns of the results and their Arrow types. error: why there is no answer; then all but filename are empty."""
 _ROW_GROUP = 2_000
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

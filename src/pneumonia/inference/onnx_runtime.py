@@ -69,4 +69,4 @@ class OnnxPredictor:
         """See `TensorPredictor`."""
         manifest = self.bundle.manifest
         (logits,) = self.session.run([contract.TENSOR_OUTPUT], {contract.TENSOR_INPUT: pixel_values})
-        return predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)
+        return predictions(logits, manifest.point, self.bundle.model_id)

@@ -47,4 +47,4 @@ class TorchPredictor:
             logits = (
                 self.model(pixel_values=torch.from_numpy(pixel_values).to(self.device)).logits.float().cpu().numpy()
             )
-        return predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)
+        return predictions(logits, manifest.point, self.bundle.model_id)

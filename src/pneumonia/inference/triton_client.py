@@ -86,11 +86,10 @@ class TritonPredictor:
     def _request(self, images: Sequence[bytes]) -> list[Prediction]:
         tensor = self.module.InferInput(contract.ENSEMBLE_INPUT, [len(images), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[data] for data in images], np.object_))
-        outputs = [self.module.InferRequestedOutput(name) for name in contract.ENSEMBLE_OUTPUTS]
         # Only gRPC takes a limit with the request; over HTTP it belongs to the connection.
         limit = {"client_timeout": self.timeout_s} if self.protocol == "grpc" else {}
         try:
-            result = self.client.infer(contract.ENSEMBLE, [tensor], outputs=outputs, **limit)
+            result = self.client.infer(contract.ENSEMBLE, [tensor], **limit)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise self._garbage(error) from error
         except Exception as error:  # The client lets through what its transport raises: sockets, gevent, gRPC.
@@ -152,9 +151,13 @@ class TritonPredictor:
 
 def _predictions(result: Any, count: int) -> list[Prediction]:
     """The answers of a result. Raises ValueError, AttributeError and such where it is not `count` answers of ours."""
-    columns = {name: result.as_numpy(name).reshape(-1) for name in contract.ENSEMBLE_OUTPUTS}
-    answers = [Prediction(_text(label), float(c), float(p), float(t), _text(identity))
-               for label, c, p, t, identity in zip(*columns.values(), strict=True)]  # fmt: skip
+    # All outputs that there are: a release from before `uncertain` has none, and a request by name would fail.
+    columns = {name: result.as_numpy(name) for name in contract.ENSEMBLE_OUTPUTS}
+    if columns[contract.OUTPUT_UNCERTAIN] is None:
+        columns[contract.OUTPUT_UNCERTAIN] = np.zeros(count, np.bool_)
+    rows = zip(*(column.reshape(-1) for column in columns.values()), strict=True)
+    answers = [Prediction(_text(label), float(c), float(p), float(t), bool(u), _text(identity))
+               for label, c, p, t, u, identity in rows]  # fmt: skip
     if len(answers) != count:
         raise ValueError(f"{len(answers)} answers to {count} images")
     for answer in answers:

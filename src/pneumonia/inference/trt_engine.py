@@ -82,7 +82,7 @@ class TensorRTPredictor:
         answers: list[Prediction] = []
         for start in range(0, len(images), self.largest):
             logits = self.logits(preprocess(images[start : start + self.largest], manifest.preprocessing))
-            answers += predictions(logits, manifest.temperature, manifest.threshold, self.bundle.model_id)
+            answers += predictions(logits, manifest.point, self.bundle.model_id)
         return answers
 
     def logits(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

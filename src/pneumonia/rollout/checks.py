@@ -13,7 +13,7 @@ import numpy as np
 
 from pneumonia import contract
 from pneumonia.bundle import Bundle
-from pneumonia.core.prediction import Prediction, pneumonia_probability
+from pneumonia.core.prediction import Prediction
 from pneumonia.errors import DataError, NoAnswer, PneumoniaError, ServerUnavailable
 from pneumonia.inference.predictor import Predictor
 
@@ -67,7 +67,7 @@ def load_probe(bundle: Bundle, images: Path) -> list[ProbeImage]:
         data = (root / listed.path).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if digest in expected and digest not in found:
-            (probability,) = pneumonia_probability(np.array([expected[digest]]), bundle.manifest.temperature)
+            (probability,) = bundle.manifest.point.probability(np.array([expected[digest]]))
             found[digest] = ProbeImage(root / listed.path, data, listed.label, float(probability))
             if len(found) == len(expected):
                 break

@@ -358,7 +358,8 @@ def _calibrate(config: Config, data: PreparedData, model: Any) -> Manifest:
     logits[:, contract.PNEUMONIA] += offset
     probability = pneumonia_probability(logits, temperature)
     options = {"samples": config.evaluation.bootstrap_samples, "seed": config.evaluation.seed}
-    threshold = choose_threshold(labels, probability, patients, config.evaluation.recall_target, **options)
+    target, most = config.evaluation.recall_target, config.evaluation.max_threshold
+    threshold = choose_threshold(labels, probability, patients, target, **options, most=most)
     if why := too_few_to_show(labels, patients, config.evaluation.recall_target):
         print(f"train: {why}", file=sys.stderr, flush=True)
     prevalence = config.evaluation.prevalence
@@ -367,6 +368,7 @@ def _calibrate(config: Config, data: PreparedData, model: Any) -> Manifest:
         name=config.model.name,
         temperature=temperature,
         threshold=threshold,
+        sure=config.evaluation.sure,
         recall_target=config.evaluation.recall_target,
         preprocessing=Preprocessing.from_json(data.manifest["preprocessing"]),
         metrics={"val": {name: interval.to_json() for name, interval in figures.items()}},

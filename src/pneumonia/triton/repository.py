@@ -26,7 +26,7 @@ GPU_DECODERS = 4
 INSTANCES = 2
 """Processes that answer on a processor: one decodes while the other computes. Each divides the cores in threads."""
 
-_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
+_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
 _MODEL_FILE = "model.py"
 _BACKEND = Path(__file__).parent / "backend"
 

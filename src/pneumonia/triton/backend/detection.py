@@ -34,13 +34,14 @@ _COLUMNS = {
     contract.OUTPUT_CONFIDENCE: lambda answer: answer.confidence,
     contract.OUTPUT_PROBABILITY: lambda answer: answer.probability,
     contract.OUTPUT_THRESHOLD: lambda answer: answer.threshold,
+    contract.OUTPUT_UNCERTAIN: lambda answer: answer.uncertain,
     contract.OUTPUT_MODEL_ID: lambda answer: answer.model_id.encode(),
 }
-_DTYPES = {"BYTES": np.object_, "FP32": np.float32}
+_DTYPES = {"BYTES": np.object_, "FP32": np.float32, "BOOL": np.bool_}
 
 
 class TritonPythonModel:
-    """image BYTES [-1, 1] -> prediction, confidence, probability, threshold, model_id, each [-1, 1]."""
+    """image BYTES [-1, 1] -> prediction, confidence, probability, threshold, uncertain, model_id, each [-1, 1]."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph, run all of it once so that ready means warm, and register the metrics."""
@@ -96,8 +97,7 @@ class TritonPythonModel:
         try:
             tensor = pb_utils.get_input_tensor_by_name(request, contract.ENSEMBLE_INPUT)
             logits = self._logits(_images(tensor.as_numpy().reshape(-1)))
-            spec = self.manifest
-            answers = predictions(logits, spec.temperature, spec.threshold, self.model_id)
+            answers = predictions(logits, self.manifest.point, self.model_id)
         except ImageError as error:
             return self._refuse(str(error), pb_utils.TritonError.INVALID_ARG)
         except DependencyMissing as error:
@@ -127,7 +127,8 @@ class TritonPythonModel:
             self.answered[answer.label].increment(1)
             self.confidence.observe(answer.confidence)
             self.log.write(prediction=answer.label, confidence=round(answer.confidence, 6),
-                           probability=round(answer.probability, 6), threshold=answer.threshold)  # fmt: skip
+                           probability=round(answer.probability, 6), threshold=answer.threshold,
+                           uncertain=answer.uncertain)  # fmt: skip
 
 
 def _tensor(name: str, answers: list[Prediction]) -> Any:

@@ -1,4 +1,4 @@
-"""Triton model: logits to the answer, with the bundle's temperature and threshold."""
+"""Triton model: logits to the answer, at the bundle's operating point."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ _COLUMNS = {
     contract.OUTPUT_CONFIDENCE: lambda answer: answer.confidence,
     contract.OUTPUT_PROBABILITY: lambda answer: answer.probability,
     contract.OUTPUT_THRESHOLD: lambda answer: answer.threshold,
+    contract.OUTPUT_UNCERTAIN: lambda answer: answer.uncertain,
     contract.OUTPUT_MODEL_ID: lambda answer: answer.model_id.encode(),
 }
-_DTYPES = {"BYTES": np.object_, "FP32": np.float32}
+_DTYPES = {"BYTES": np.object_, "FP32": np.float32, "BOOL": np.bool_}
 
 
 class TritonPythonModel:
-    """logits FP32 [-1, 2] -> prediction, confidence, probability, threshold, model_id, each [-1, 1]."""
+    """logits FP32 [-1, 2] -> prediction, confidence, probability, threshold, uncertain, model_id, each [-1, 1]."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read temperature, threshold and identity; register the metrics."""
+        """Read the operating point and identity; register the metrics."""
         path = Path(args["model_repository"]) / args["model_version"] / contract.BUNDLE_MANIFEST
         self.manifest = Manifest.read(path)
         self.model_id = manifest_model_id(path)
@@ -65,7 +66,7 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         logits = pb_utils.get_input_tensor_by_name(request, contract.TENSOR_OUTPUT).as_numpy()
         try:
-            answers = predictions(logits, self.manifest.temperature, self.manifest.threshold, self.model_id)
+            answers = predictions(logits, self.manifest.point, self.model_id)
         except NoAnswer as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         self._record(answers)
@@ -77,7 +78,8 @@ class TritonPythonModel:
             self.answered[answer.label].increment(1)
             self.confidence.observe(answer.confidence)
             self.log.write(prediction=answer.label, confidence=round(answer.confidence, 6),
-                           probability=round(answer.probability, 6), threshold=answer.threshold)  # fmt: skip
+                           probability=round(answer.probability, 6), threshold=answer.threshold,
+                           uncertain=answer.uncertain)  # fmt: skip
 
     def _tensor(self, name: str, answers: list[Prediction]) -> Any:
         column = np.array([[_COLUMNS[name](answer)] for answer in answers], _DTYPES[contract.ENSEMBLE_OUTPUTS[name]])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pneumonia.core.image import decode_image
-from pneumonia.core.prediction import Prediction, predictions
+from pneumonia.core.prediction import OperatingPoint, Prediction, predictions
 
 
 class FakePredictor:
@@ -26,4 +26,4 @@ class FakePredictor:
             decode_image(data, f"image {position}")
         margins = [hashlib.sha256(data).digest()[0] / 32 - 4 for data in images]
         logits = np.array([[-margin / 2, margin / 2] for margin in margins], np.float32)
-        return predictions(logits, 1.0, self.threshold, self.model_id)
+        return predictions(logits, OperatingPoint(1.0, self.threshold), self.model_id)
