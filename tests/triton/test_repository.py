@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle
 from pneumonia.errors import BundleError, UsageError
+from pneumonia.inference.predictor import open_predictor
 from pneumonia.triton.repository import ENGINE_FILE, write_repository
+from tests.bundles import serving, tiny_bundle, xray
 
 
 def files(root: Path) -> set[str]:
@@ -66,3 +69,30 @@ def test_a_bundle_without_what_the_backend_serves_is_refused(bundle: Bundle, tmp
 def test_an_unknown_backend_is_named_with_those_that_exist(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'openvino': not one of python, onnxruntime, tensorrt"):
         write_repository(bundle, tmp_path, backend="openvino")
+
+
+def test_a_release_from_before_an_output_is_served_and_answers_without_it(tmp_path: Path) -> None:
+    """As one of the first version is: other code, a manifest of schema 1, configurations that know no `uncertain`."""
+    bundle = tiny_bundle(tmp_path / "bundle")
+    write_repository(bundle, tmp_path / "older")
+    for path in (tmp_path / "older").rglob("*"):
+        if path.name == "config.pbtxt":
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if f'"{contract.OUTPUT_UNCERTAIN}"' not in line))
+        elif path.name == "model.py":
+            path.write_text("raise SystemExit('written for another library')\n")
+        elif path.name == contract.BUNDLE_MANIFEST:
+            value = json.loads(path.read_text())
+            path.write_text(
+                json.dumps(
+                    {key: item for key, item in value.items() if key not in ("offset", "sure", "sha256")}
+                    | {"schema_version": 1}
+                )
+            )
+    images = [xray(seed) for seed in range(3)]
+    expected = open_predictor("onnx", bundle.path).predict(images)
+    with serving(tmp_path / "older") as server:
+        for protocol in contract.PROTOCOLS:
+            answers = open_predictor("triton", url=server.address(protocol), protocol=protocol).predict(images)
+            assert [item.label for item in answers] == [item.label for item in expected]
+            assert not any(item.uncertain for item in answers)

@@ -29,6 +29,12 @@ INSTANCES = 2
 _TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
 _MODEL_FILE = "model.py"
 _BACKEND = Path(__file__).parent / "backend"
+_MODULES = {
+    contract.ENSEMBLE: "detection",
+    contract.PREPROCESS_MODEL: "preprocess",
+    contract.POSTPROCESS_MODEL: "postprocess",
+}
+"""Models that are Python code, and the file of triton/backend that each runs."""
 
 
 def write_repository(bundle: Bundle, root: Path, backend: str = "python") -> None:
@@ -61,21 +67,29 @@ def manifest_of(repository: Path) -> Path:
 
 
 def is_current(repository: Path) -> bool:
-    """Whether the code of a release's first step is this version's; True where there is no such step."""
-    code = repository / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / _MODEL_FILE
-    return not code.is_file() or code.read_bytes() == (_BACKEND / "preprocess.py").read_bytes()
+    """Whether the Python code in a release is this version's."""
+    return not _old_code(repository)
 
 
 def make_current(linked: Path) -> None:
-    """Let this version's code run the first step of an older release, in a folder of links to it.
+    """Let this version's code run an older release, in a folder of links to it.
 
-    That code came with the release and warms up with a blank image, which the library has refused since; what it reads
-    and writes is unchanged.
+    Its own code came with it and calls the library as it was then. The configurations stay: which outputs a release has
+    was settled when it was published, and the code gives those.
     """
-    if not is_current(linked):
-        code = linked / contract.PREPROCESS_MODEL / contract.MODEL_VERSION / _MODEL_FILE
+    for code, current in _old_code(linked):
         code.unlink()
-        shutil.copyfile(_BACKEND / "preprocess.py", code)
+        shutil.copyfile(current, code)
+
+
+def _old_code(repository: Path) -> list[tuple[Path, Path]]:
+    """Files of a release with code that is not this version's, each with the file of this version."""
+    found = []
+    for name, module in _MODULES.items():
+        code, current = repository / name / contract.MODEL_VERSION / _MODEL_FILE, _BACKEND / f"{module}.py"
+        if code.is_file() and code.read_bytes() != current.read_bytes():
+            found.append((code, current))
+    return found
 
 
 def _served_file(bundle: Bundle, backend: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 
@@ -50,6 +51,8 @@ class TritonPythonModel:
         self.manifest = Manifest.read(manifest)
         self.model_id = manifest_model_id(manifest)
         self.log = RequestLog(self.model_id)
+        # Those of the release, which may be from before some of contract.ENSEMBLE_OUTPUTS.
+        self.outputs = [output["name"] for output in json.loads(args["model_config"])["output"]]
         # Cores burnt while waiting are those that decode the next images and speak HTTP.
         cores = compute_threads()
         # Two instances share the cores; a lone request of a large model takes at least two of them.
@@ -107,7 +110,7 @@ class TritonPythonModel:
         except Exception as error:  # Whatever it is, it belongs to this request; raised, it would fail the batch.
             return self._refuse(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
         self._record(answers)
-        return pb_utils.InferenceResponse([_tensor(name, answers) for name in contract.ENSEMBLE_OUTPUTS])
+        return pb_utils.InferenceResponse([_tensor(name, answers) for name in self.outputs])
 
     def _logits(self, images: list[bytes]) -> Any:
         batch = preprocess(images, self.manifest.preprocessing)

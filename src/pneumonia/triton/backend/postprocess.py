@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -43,6 +44,8 @@ class TritonPythonModel:
         self.manifest = Manifest.read(path)
         self.model_id = manifest_model_id(path)
         self.log = RequestLog(self.model_id)
+        # Those of the release, which may be from before some of contract.ENSEMBLE_OUTPUTS.
+        self.outputs = [output["name"] for output in json.loads(args["model_config"])["output"]]
         self._predictions = pb_utils.MetricFamily(
             name=contract.METRIC_PREDICTIONS, description="Images answered", kind=pb_utils.MetricFamily.COUNTER
         )
@@ -70,7 +73,7 @@ class TritonPythonModel:
         except NoAnswer as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         self._record(answers)
-        return pb_utils.InferenceResponse([self._tensor(name, answers) for name in contract.ENSEMBLE_OUTPUTS])
+        return pb_utils.InferenceResponse([self._tensor(name, answers) for name in self.outputs])
 
     def _record(self, answers: list[Prediction]) -> None:
         """Count and log what is answered."""
