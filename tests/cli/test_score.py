@@ -24,7 +24,7 @@ from tests.bundles import serving, xray
 from tests.inference.test_inputs import write_tar
 
 PNEUMOCTL = [sys.executable, "-c", "from pneumonia.cli.app import main; main()"]
-COLUMNS = ["filename", "prediction", "confidence", "probability", "threshold", "model_id", "error"]
+COLUMNS = ["filename", "prediction", "confidence", "probability", "threshold", "uncertain", "model_id", "error"]
 
 
 def command(*arguments: object) -> list[str]:

@@ -313,7 +313,7 @@ BUNDLES = (
     Row(BUNDLE, "one flipped bit in the model", 3, "model.onnx: SHA-256", "refused", flipped(contract.ONNX_FILE)),
     Row(BUNDLE, "one flipped bit in the threshold", 3, "bundle.json: was changed after it was written", "refused",
         flipped(contract.BUNDLE_MANIFEST, b'"threshold": 0.')),
-    Row(BUNDLE, "of a newer schema", 3, "schema version 2, this release reads 1", "refused", newer),
+    Row(BUNDLE, "of a newer schema", 3, "schema version 3, this release reads 1 and 2", "refused", newer),
     Row(BUNDLE, "half written: a file is missing", 3, "model.onnx: cannot be read (No such file or directory)",
         "refused", without(contract.ONNX_FILE)),
     Row(BUNDLE, "half written: the manifest is cut", 3, "bundle.json: not JSON", "refused", half_manifest),

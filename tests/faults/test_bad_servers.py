@@ -28,7 +28,7 @@ from tests.stub_servers import grpc_stub, http_stub
 def answer(**changes: list[Any]) -> bytes:
     """An answer to one image as our server gives it in JSON, with other values or, for None, without the output."""
     values = {"prediction": ["NORMAL"], "confidence": [0.9], "probability": [0.1], "threshold": [0.4],
-              "model_id": ["m@1"], **changes}  # fmt: skip
+              "uncertain": [False], "model_id": ["m@1"], **changes}  # fmt: skip
     listed = [
         {"name": name, "datatype": contract.ENSEMBLE_OUTPUTS[name], "shape": [len(data), 1], "data": data}
         for name, data in values.items()
@@ -47,6 +47,7 @@ GARBAGE = {
         confidence=[0.9] * 2,
         probability=[0.1] * 2,
         threshold=[0.4] * 2,
+        uncertain=[False] * 2,
         model_id=["m@1"] * 2,
     ),
     "ending its answer early": answer(),

@@ -154,7 +154,7 @@ def _predictions(result: Any, count: int) -> list[Prediction]:
     # All outputs that there are: a release from before `uncertain` has none, and a request by name would fail.
     columns = {name: result.as_numpy(name) for name in contract.ENSEMBLE_OUTPUTS}
     if columns[contract.OUTPUT_UNCERTAIN] is None:
-        columns[contract.OUTPUT_UNCERTAIN] = np.zeros(count, np.bool_)
+        columns[contract.OUTPUT_UNCERTAIN] = np.zeros(len(columns[contract.OUTPUT_PREDICTION]), np.bool_)
     rows = zip(*(column.reshape(-1) for column in columns.values()), strict=True)
     answers = [Prediction(_text(label), float(c), float(p), float(t), bool(u), _text(identity))
                for label, c, p, t, u, identity in rows]  # fmt: skip

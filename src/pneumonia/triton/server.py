@@ -144,7 +144,7 @@ class TritonServer:
         ]  # fmt: skip
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return once the ensemble answers; progress on stderr.
+        """Return once the ensemble answers and every port is open; progress on stderr.
 
         Raises ServerUnavailable, with the last lines of the log, where the process ends or the time runs out.
         """
@@ -155,7 +155,8 @@ class TritonServer:
                 raise ServerUnavailable(
                     f"the server ended with code {self.process.returncode} while starting:\n{self.last_lines()}"
                 )
-            if self._answers():
+            # The endpoint of the metrics opens last, and is promised with the others.
+            if self._answers() and self._listens("grpc") and self._listens("metrics"):
                 return
             if time.monotonic() - said >= 5:
                 said = time.monotonic()
@@ -173,6 +174,13 @@ class TritonServer:
             return False
         finally:
             connection.close()
+
+    def _listens(self, port: str) -> bool:
+        try:
+            socket.create_connection((self._reachable(), self.ports[port]), timeout=2).close()
+        except OSError:
+            return False
+        return True
 
     def wait(self) -> int:
         """Wait for the server to end; its exit code. It is ended where one of its processes is lost; see `lost`."""
