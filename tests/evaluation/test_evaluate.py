@@ -17,6 +17,7 @@ from pneumonia import contract
 from pneumonia.bundle import Bundle, extend_bundle
 from pneumonia.data.prepare import PreparedData
 from pneumonia.errors import DataError, GateRefused
+from pneumonia.evaluation.card import model_card
 from pneumonia.evaluation.evaluate import evaluate, gate, read_metrics
 from pneumonia.evaluation.report import write_report
 from tests.phantoms import OPEN_GATE, smoke_config
@@ -64,13 +65,17 @@ def test_the_report_tells_its_source_and_gives_every_figure_its_interval(
 ) -> None:
     metrics = read_metrics(evaluated)
     assert "children" not in (evaluated / contract.REPORT_FILE).read_text()
-    origins = {"phantom": "drawn images alone", "folder": "one folder", "kaggle": "children from one hospital"}
+    origins = {"phantom": "drawn images alone", "folder": "one folder", "kaggle": "CC BY 4.0"}
     group = {"images": 10, "patients": 9, "accuracy": 0.9, "against": "itself", "test": metrics["test"]}
     for source, words in origins.items():
         write_report(tmp_path / "page", {**metrics, "source": source, "subgroups": {"virus": group}}, {}, [])
         page = (tmp_path / "page").read_text()
         assert words in page
         assert ("children" in page) == (source == "kaggle")
+        manifest = dataclasses.replace(trained.manifest, data={**trained.manifest.data, "source": source})
+        card = model_card(manifest, metrics)
+        assert words in card
+        assert ("children" in card) == (source == "kaggle")
     line = page[page.index("<tr><td>virus</td>") :].partition("</tr>")[0]
     for name in ("recall", "specificity", "auroc"):
         figure = metrics["test"][name]

@@ -25,6 +25,23 @@ _NAMES = {
 }
 
 
+_ORIGIN = {
+    "phantom": "Trained and tested on drawn images alone.",
+    "folder": "Trained and tested on images of one folder that its user labelled; not tested on any other.",
+}
+"""What the images were, by data source."""
+_PUBLIC = (
+    "Trained on X-rays of children of one to five years from one hospital (Guangzhou Women and Children's Medical "
+    'Center; "Chest X-Ray Images (Pneumonia)", Kermany, Zhang and Goldbaum 2018, doi:10.17632/rscbjbr9sj.2, licence '
+    "CC BY 4.0); not tested elsewhere."
+)
+
+
+def origin_of(source: str) -> str:
+    """What is known of the images of a data source, for whoever reads the figures."""
+    return _ORIGIN.get(source, _PUBLIC)
+
+
 def model_card(manifest: Manifest, metrics: dict[str, Any]) -> str:
     """Markdown from a bundle's manifest and the metrics of its evaluation."""
 
@@ -107,9 +124,9 @@ def _head(manifest: Manifest, chosen_on: str) -> list[str]:
         *warnings,
         "Chest X-ray in, `NORMAL` or `PNEUMONIA` with a calibrated probability out.\n",
         "## Not a medical device\n",
-        "Not cleared, certified or clinically validated. No diagnosis or treatment may rest on it. The public data",
-        "set it is made for holds X-rays of children of one to five years from one hospital; adults, other devices",
-        "and other hospitals were not tested, and the share of pneumonia there is far above that of a clinic.\n",
+        "Not cleared, certified or clinically validated. No diagnosis or treatment may rest on it.",
+        f"{origin_of(manifest.data['source'])} Other patients, devices and hospitals were not tested, and the share of",
+        "pneumonia among the images is that of the collection and not of a clinic.\n",
         "## Model\n",
         f"Architecture {config.get('architecture', '?')}, start from {config.get('checkpoint') or 'scratch'}; "
         f"temperature {manifest.temperature:.4f}, offset {manifest.offset:.4f}, threshold {manifest.threshold:.4f} for "

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pneumonia import contract
-from pneumonia.evaluation.card import interval
+from pneumonia.evaluation.card import interval, origin_of
 from pneumonia.evaluation.stress import FIGURES as STRESS_FIGURES
 from pneumonia.files import write_text
 
@@ -82,12 +82,6 @@ P(PNEUMONIA) {{ "%.3f" | format(item.probability) }}</figcaption></figure>{% end
 _RIGHT_OF = {"NORMAL": "recall", "PNEUMONIA": "specificity", "itself": "accuracy"}
 """What "answered rightly" is called in a subgroup, by what the subgroup is set against."""
 
-_ORIGIN = {
-    "phantom": "Trained and tested on drawn images alone.",
-    "folder": "Trained and tested on images of one folder that its user labelled; not tested on any other.",
-}
-"""What the images were, by data source."""
-_PUBLIC = "Trained on X-rays of children from one hospital; not tested elsewhere."
 _SUBGROUP_COLUMNS = {"recall": "recall", "specificity": "specificity", "AUROC": "auroc"}
 
 
@@ -105,7 +99,7 @@ def write_report(path: Path, metrics: dict[str, Any], plots: dict[str, bytes], w
     pictures = {name.replace("_", " "): base64.b64encode(png).decode() for name, png in plots.items()}
     shown = [{**item, "jpeg": _thumbnail(item["pixels"])} for item in worst]
     words = {
-        "origin": _ORIGIN.get(metrics["source"], _PUBLIC),
+        "origin": origin_of(metrics["source"]),
         "columns": _SUBGROUP_COLUMNS,
         "right_of": _RIGHT_OF,
         "figures": STRESS_FIGURES,
