@@ -113,6 +113,8 @@ def test_discordant_images_are_counted_by_class() -> None:
         "NORMAL": {"only_this": 0, "only_champion": 1},
         "PNEUMONIA": {"only_this": 2, "only_champion": 1},
     }
+    # At the threshold itself the answer is PNEUMONIA.
+    assert discordant(labels, (one, 0.9), (other, 0.91))["PNEUMONIA"] == {"only_this": 2, "only_champion": 0}
     assert discordant(labels, (one, 0.5), (other, 0.05))["PNEUMONIA"] == {"only_this": 0, "only_champion": 2}
 
 
