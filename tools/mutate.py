@@ -107,7 +107,7 @@ def _put_into(node: ast.AST, change: int) -> str:
     # A bool is an int too, and no number.
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         number, node.value = node.value, node.value + 1 if change == 0 else node.value / 2
-        return f"{number} -> {node.value}"
+        return f"{number} -> {node.value}" if number != node.value else ""
     return ""
 
 

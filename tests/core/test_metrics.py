@@ -106,6 +106,12 @@ def test_a_slope_without_an_end_is_undefined() -> None:
     assert np.isnan(found["calibration_intercept"]).tolist() == [False, True]
 
 
+def test_an_answer_at_the_threshold_itself_is_one_of_those_that_are_all_right() -> None:
+    patients = np.arange(20).astype(str)
+    found = metrics_with_intervals(np.ones(20, np.int64), np.full(20, 0.5), 0.5, patients, samples=50)
+    assert found["precision"] == Interval(1.0, round(0.025 ** (1 / 20), 6), 1)
+
+
 def test_discordant_images_are_counted_by_class() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1, 1])
     one, other = np.array([0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.1]), np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9])
