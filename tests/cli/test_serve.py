@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,19 @@ def options(**arguments: object) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in {**ports, **arguments}.items()]
 
 
-def serve(*arguments: str, temporary: Path | None = None) -> subprocess.Popen[str]:
-    """The command, its temporary files in the folder given."""
+@contextlib.contextmanager
+def serve(*arguments: str, temporary: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The command, its temporary files in the folder given; ended with the test where that did not end it."""
     environment = os.environ | ({"TMPDIR": str(temporary)} if temporary else {})
     command = [*PNEUMOCTL, "serve", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
 
 
 def first_line(process: subprocess.Popen[str]) -> Any:
