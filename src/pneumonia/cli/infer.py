@@ -147,12 +147,13 @@ def _serve(server: TritonServer) -> None:
         with server:
             server.wait_ready()
             began = time.monotonic()
+            # Before the line that callers wait for: what they do next may end this process.
+            print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
             if not announced:
                 ready = {"model": contract.ENSEMBLE, "http": server.http_url, "grpc": server.address("grpc"),
                          "metrics": f"http://{server.address('metrics')}/metrics"}  # fmt: skip
                 print(json.dumps(ready), flush=True)
                 announced = True
-            print("serve: ready, Ctrl-C ends it", file=sys.stderr, flush=True)
             code = server.wait()
             died = died + 1 if time.monotonic() - began < _STEADY_S else 1
             problem = server.lost or f"the server ended by itself with code {code}"
