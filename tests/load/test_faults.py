@@ -64,7 +64,8 @@ def test_a_server_killed_under_load_loses_no_request(bundle: Bundle, protocol: s
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
-    assert error.count("the server ended by itself with code -9; starting it again") == kills
+    # Of the server's end it may notice that of the model's process first, and says so then.
+    assert error.count("; starting it again") == kills
     print(f"{sum(asked)} requests over {protocol}, {kills} kills, none lost")
 
 
