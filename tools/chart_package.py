@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import helm_python
 import yaml
@@ -24,15 +25,13 @@ CHART = ROOT / "helm" / "pneumonia"
 
 def web_address(remote: str) -> str | None:
     """Where a browser finds the repository of a git remote, without credentials; None where it is not on the web."""
-    found = re.fullmatch(
-        r"(?:https://|ssh://)(?:[^@/]*@)?(?P<host>[^/:]+)(?::\d+)?/(?P<path>.+?)(?:\.git)?/?"
-        r"|(?:[^@/]+@)(?P<host2>[^/:]+):(?P<path2>.+?)(?:\.git)?/?",
-        remote.strip(),
-    )
-    if not found:
+    # git@host:path is how git writes ssh://git@host/path.
+    parts = urlsplit(re.sub(r"^([^@/:]+@[^/:]+):", r"ssh://\1/", remote.strip()))
+    if parts.scheme not in ("https", "ssh") or not parts.hostname:
         return None
-    host, path = (found["host"], found["path"]) if found["host"] else (found["host2"], found["path2"])
-    return f"https://{host}/{path}"
+    # The port of ssh is none of a browser's.
+    host = parts.netloc.rpartition("@")[2] if parts.scheme == "https" else parts.hostname
+    return f"https://{host}{parts.path.rstrip('/').removesuffix('.git')}"
 
 
 def origin() -> str | None:

@@ -26,17 +26,18 @@ def readme(component: Any) -> str:
     """One component's page. Raises SystemExit for an input or output without a meaning in the docstring."""
     doc, spec = docstring_parser.parse(component.python_func.__doc__), component.component_spec
     meanings = {item.arg_name: " ".join((item.description or "").split()) for item in doc.params}
-    meanings |= _returned(inspect.cleandoc(component.python_func.__doc__), spec.outputs or {})
+    # Output artifacts are arguments too; an output may have the name of an input.
+    returned = meanings | _returned(inspect.cleandoc(component.python_func.__doc__), spec.outputs or {})
     name = component.python_func.__name__
     lines = [f"# {name}", "", NOTE, "", f"{doc.short_description}", ""]
     if doc.long_description:
         lines += [doc.long_description, ""]
     lines += ["| | name | type | what |", "|---|---|---|---|"]
-    for direction, items in (("in", spec.inputs or {}), ("out", spec.outputs or {})):
+    for direction, items, known in (("in", spec.inputs or {}, meanings), ("out", spec.outputs or {}, returned)):
         for key, item in items.items():
-            if key not in meanings:
+            if key not in known:
                 raise SystemExit(f"components/{name}/component.py: {key} has no meaning; write it under Args")
-            lines.append(f"| {direction} | `{key}` | {_type(str(item.type))} | {_cell(meanings[key])} |")
+            lines.append(f"| {direction} | `{key}` | {_type(str(item.type))} | {_cell(known[key])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from tools.chart_package import ROOT, package, web_address
     [
         ("https://git.example/team/pneumonia.git\n", "https://git.example/team/pneumonia"),
         ("https://me:token@git.example/team/pneumonia", "https://git.example/team/pneumonia"),
+        ("https://git.example:8443/team/pneumonia.git/", "https://git.example:8443/team/pneumonia"),
         ("git@git.example:team/pneumonia.git", "https://git.example/team/pneumonia"),
         ("ssh://git@git.example:2222/team/pneumonia.git", "https://git.example/team/pneumonia"),
         ("/srv/git/pneumonia", None),

@@ -66,9 +66,9 @@ def evaluate(config: Config, bundle: Path, prepared: Path, out: Path) -> dict[st
             _write(config, building, opened, data, metrics, logits)
         tracker.log(tracked_figures(metrics))
         # The one file with the names of images stays here unless it is asked for.
-        kept = (path for path in sorted(out.iterdir()) if path.name != contract.PREDICTIONS_FILE)
-        for path in out.iterdir() if config.tracking.predictions else kept:
-            tracker.keep(path, f"evaluation/{path.name}" if path.is_dir() else "evaluation")
+        for path in sorted(out.iterdir()):
+            if path.name != contract.PREDICTIONS_FILE or config.tracking.predictions:
+                tracker.keep(path, f"evaluation/{path.name}" if path.is_dir() else "evaluation")
     return metrics
 
 

@@ -50,13 +50,13 @@ def write_repository(bundle: Bundle, root: Path, backend: str = "python") -> Non
     graph = bundle.file(_served_file(bundle, backend))
     manifest = {contract.BUNDLE_MANIFEST: bundle.path / contract.BUNDLE_MANIFEST}
     if backend == "python":
-        _write_model(root, contract.ENSEMBLE, _detection_config(), manifest | {contract.ONNX_FILE: graph}, "detection")
+        _write_model(root, contract.ENSEMBLE, _detection_config(), manifest | {contract.ONNX_FILE: graph}, True)
         return
     served = {"tensorrt": ENGINE_FILE}.get(backend, contract.ONNX_FILE)
-    _write_model(root, contract.PREPROCESS_MODEL, _preprocess_config(backend), manifest, "preprocess")
-    _write_model(root, contract.TENSOR_MODEL, _tensor_config(backend), {served: graph}, None)
-    _write_model(root, contract.POSTPROCESS_MODEL, _postprocess_config(backend), manifest, "postprocess")
-    _write_model(root, contract.ENSEMBLE, _ensemble_config(), {}, None)
+    _write_model(root, contract.PREPROCESS_MODEL, _preprocess_config(backend), manifest, True)
+    _write_model(root, contract.TENSOR_MODEL, _tensor_config(backend), {served: graph}, False)
+    _write_model(root, contract.POSTPROCESS_MODEL, _postprocess_config(backend), manifest, True)
+    _write_model(root, contract.ENSEMBLE, _ensemble_config(), {}, False)
 
 
 def manifest_of(repository: Path) -> Path:
@@ -99,14 +99,14 @@ def _served_file(bundle: Bundle, backend: str) -> str:
     return contract.INT8_FILE if backend == "python" and bundle.has(contract.INT8_FILE) else contract.ONNX_FILE
 
 
-def _write_model(root: Path, name: str, config: str, files: dict[str, Path], backend_module: str | None) -> None:
-    """One model folder. backend_module: file of triton/backend that becomes the model's Python code."""
+def _write_model(root: Path, name: str, config: str, files: dict[str, Path], python: bool) -> None:
+    """One model folder. python: whether the model is the Python code that _MODULES names."""
     version = root / name / contract.MODEL_VERSION
     version.mkdir(parents=True, exist_ok=True)
     for target, source in files.items():
         shutil.copyfile(source, version / target)
-    if backend_module is not None:
-        shutil.copyfile(_BACKEND / f"{backend_module}.py", version / _MODEL_FILE)
+    if python:
+        shutil.copyfile(_BACKEND / f"{_MODULES[name]}.py", version / _MODEL_FILE)
     elif not files:
         # Git and object stores forget empty folders, KServe's storage initializer forgets empty files too, and Triton
         # wants the version of an ensemble to exist.
